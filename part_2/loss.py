@@ -1,0 +1,34 @@
+"""Lesson 2.3 - cross-entropy: the surprise, in nats, at what came next.
+
+    loss = -log softmax(z)[y] = logsumexp(z) - z[y]            logsumexp(z) = m + log sum exp(z - m),  m = max z
+
+A model that knows nothing gives each of V tokens 1/V and loses ln V nats a token; this is where every run must start.
+"""
+
+import torch
+
+
+def log_sum_exp(logits):
+    """log sum exp over the last axis, finite for any finite logits: with the maximum taken off nothing overflows."""
+    # The shift cancels in the result, so no gradient needs to pass through the maximum.
+    highest = logits.detach().amax(dim=-1, keepdim=True)
+    return (logits - highest).exp().sum(dim=-1).log() + highest.squeeze(-1)
+
+
+def token_losses(logits, targets):
+    """The loss of each token alone. logits: (..., V); targets: (...) int64, in 0 ... V-1. Returns (...), fp32, nats."""
+    logits = logits.float()
+    return log_sum_exp(logits) - logits.gather(-1, targets[..., None]).squeeze(-1)
+
+
+def cross_entropy(logits, targets, ignore_index=-100):
+    """The mean loss in nats over all tokens whose target is not `ignore_index`.
+
+    logits: (..., V); targets: (...) int64. Returns a scalar, fp32. ValueError when every target is ignored: the mean of
+    nothing is no number.
+    """
+    kept = targets != ignore_index
+    if not kept.any():
+        raise ValueError(f"every target is ignore_index {ignore_index}: there is nothing to average")
+    losses = token_losses(logits, targets.where(kept, 0))
+    return (losses * kept).sum() / kept.sum()

@@ -1,0 +1,230 @@
+"""Lesson 2.4 - train a tiny GPT on real text, byte by byte. The whole loop is on this page.
+
+    python3 part_2/train.py                      Python's own reference text, on any laptop
+    python3 part_2/train.py --data my.txt        your own text
+    python3 part_2/train.py --resume             go on where the last checkpoint stands
+
+The run directory (--out) then holds config.json, metrics.jsonl (a line a logged step), samples.jsonl (what the model wrote
+at each evaluation), tensorboard/, best.pt and last.pt, and summary.json. Left out here and added in Part 4: accumulation,
+several processes, memory-mapped data, and what a run needs to survive anything.
+"""
+import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
+
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from tqdm import tqdm
+
+from part_0.cli import QUICK_HELP, InputError, check_positive, option, run_script
+from part_0.device import (DEVICES, PRECISIONS, autocast, grad_scaler, pick_device, pick_precision, rng_state, set_rng_state,
+                           set_seed, synchronize)
+from part_2.byte_tokenizer import ByteTokenizer
+from part_2.checkpoint import load_checkpoint, save_checkpoint, write_json
+from part_2.corpus import DATA_HELP, load_corpus
+from part_2.dataset import get_batch, split_tokens
+from part_2.evaluate import figures_of_merit, split_losses, windows_loss
+from part_2.gpt import GPT, GPTConfig
+from part_2.loss import cross_entropy
+from part_2.optimization import parameter_groups, warmup_cosine
+from part_2.sampling import generate
+
+RUNS = Path(__file__).resolve().parent / "runs"
+
+
+@dataclass(frozen=True)
+class Config:
+    data: str = option("python-docs", DATA_HELP)
+    out: str = option(str(RUNS / "train"), "the run directory")
+    steps: int = option(1500, "optimizer steps")
+    batch_size: int = option(16, "windows a step")
+    block_size: int = option(128, "context length in tokens")
+    n_layer: int = option(4, "Transformer blocks")
+    n_head: int = option(4, "attention heads")
+    d_model: int = option(128, "model width")
+    dropout: float = option(0.0, "dropout probability")
+    tie_embeddings: bool = option(True, "one matrix for token embedding and output")
+    lr: float = option(2e-3, "highest learning rate")
+    min_lr: float = option(2e-4, "learning rate at the end")
+    warmup_steps: int = option(100, "steps of linear warm-up")
+    beta2: float = option(0.99, "AdamW's second-moment decay")
+    weight_decay: float = option(0.1, "AdamW's weight decay, on matrices only")
+    grad_clip: float = option(1.0, "the gradient's norm is clipped to this")
+    eval_every: int = option(150, "steps between evaluations (loss, sample, checkpoint)")
+    log_every: int = option(10, "steps between lines of metrics.jsonl")
+    seed: int = option(1337, "seed of weights, batches and samples")
+    device: str = option("auto", "where to run", DEVICES)
+    precision: str = option("auto", "of the matrix products", PRECISIONS)
+    resume: bool = option(False, "go on from the newest checkpoint in --out")
+    quick: bool = option(False, QUICK_HELP)
+    QUICK: ClassVar[dict] = dict(out=str(RUNS / "quick"), steps=20, batch_size=4, block_size=32, n_layer=2, d_model=32,
+                                 warmup_steps=5, eval_every=10, log_every=5)
+
+    def __post_init__(self):
+        check_positive(self, "steps", "batch_size", "lr", "grad_clip", "eval_every", "log_every")
+        if self.warmup_steps < 0 or self.min_lr < 0 or self.weight_decay < 0:
+            raise InputError("--warmup_steps, --min_lr and --weight_decay must not be negative")
+        if not 0 <= self.beta2 < 1:
+            raise InputError(f"--beta2 must be in [0, 1), not {self.beta2}")
+        self.model_config(ByteTokenizer().vocab_size)  # refuses a shape that cannot be built
+
+    def model_config(self, vocab_size):
+        return GPTConfig(vocab_size, self.block_size, self.n_layer, self.n_head, self.d_model, self.dropout,
+                         tie_embeddings=self.tie_embeddings)
+
+
+def open_run(config, data_hash):
+    """Make the run directory ready; the state to resume from, or None. An earlier run there is kept as DIR.previous."""
+    out = Path(config.out)
+    if config.resume:
+        state = newest_checkpoint(out)
+        may_change = {"data", "out", "device", "precision", "resume", "quick"}
+        for name, value in state["config"].items():
+            if name not in may_change and getattr(config, name) != value:
+                raise InputError(f"{out} was started with --{name} {value}, not {getattr(config, name)}: "
+                                 "resume with the same flags, or start anew in another --out")
+        if state["data_hash"] != data_hash:
+            raise InputError(f"{out} was started on another text than --data {config.data} is now")
+        for name in ("metrics.jsonl", "samples.jsonl"):  # what came after the checkpoint will come again
+            records = [json.loads(line) for line in (out / name).read_text(encoding="utf-8").splitlines()]
+            (out / name).write_text("".join(json.dumps(r) + "\n" for r in records if r["step"] < state["step"]), "utf-8")
+        return state
+    if (out / "config.json").exists():
+        previous = out.with_name(out.name + ".previous")
+        shutil.rmtree(previous, ignore_errors=True)
+        out.rename(previous)
+        print(f"the run that was in {out} is now in {previous}")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "config.json", dataclasses.asdict(config))
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror}") from None
+    return None
+
+
+def newest_checkpoint(out):
+    """The state in last.pt or, when that one is damaged, in best.pt: says so, names it, and never goes on silently."""
+    if not (out / "last.pt").exists():
+        raise InputError(f"--resume: there is no checkpoint in {out}; leave --resume out to start there")
+    try:
+        return load_checkpoint(out / "last.pt")
+    except InputError as error:
+        state = load_checkpoint(out / "best.pt")
+        print(f"{error}; going on from {out / 'best.pt'}, step {state['step']}")
+        return state
+
+
+def main(config):
+    """Train. Returns the history: the dicts of metrics.jsonl in order, the summary last."""
+    device = pick_device(config.device)
+    dtype = pick_precision(config.precision, device)
+    text = load_corpus(config.data)
+    tokenizer = ByteTokenizer()
+    train_tokens, val_tokens = split_tokens(tokenizer.encode_to_tensor(text), config.block_size)
+    state = open_run(config, data_hash := hashlib.sha256(text.encode("utf-8")).hexdigest())
+    out = Path(config.out)
+
+    set_seed(config.seed)
+    model = GPT(config.model_config(tokenizer.vocab_size)).to(device)
+    optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2),
+                                  fused=True)
+    scaler = grad_scaler(device, dtype)
+    batches = torch.Generator().manual_seed(config.seed)
+    # The same validation windows at every evaluation of every run with this text and block size.
+    val_inputs, val_targets = (part.to(device) for part in get_batch(
+        val_tokens, 64, config.block_size, torch.Generator().manual_seed(0)))
+    step, seconds, best = 0, 0.0, math.inf
+    if state is not None:
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"])
+        batches.set_state(state["batches"])
+        set_rng_state(state["rng"])
+        step, seconds, best = state["step"], state["seconds"], state["best"]
+
+    from torch.utils.tensorboard import SummaryWriter  # here, because importing it takes a second
+    tensorboard = SummaryWriter(str(out / "tensorboard"), purge_step=step)
+    tokens_per_step = config.batch_size * config.block_size
+    history = []
+
+    def log(file, **record):
+        with open(out / file, "a", encoding="utf-8") as lines:
+            lines.write(json.dumps({"step": step, **record}) + "\n")
+        if file == "metrics.jsonl":
+            history.append({"step": step, **record})
+            for name, value in record.items():
+                tensorboard.add_scalar(name, value, step)
+        else:
+            tensorboard.add_text("sample", record["text"], step)
+
+    bar = tqdm(total=config.steps, initial=step, unit="step", disable=None)  # no bar where output is no terminal
+    started = time.perf_counter()
+    while True:
+        if step % config.eval_every == 0 or step == config.steps:
+            synchronize(device)
+            seconds += time.perf_counter() - started  # evaluation does not count as training time
+            val_loss = windows_loss(model, val_inputs, val_targets, dtype)
+            log("metrics.jsonl", tokens=step * tokens_per_step, seconds=seconds, val_loss=val_loss)
+            prompt = torch.tensor([[ord("\n")]], device=device)
+            written = generate(model, prompt, 200, temperature=0.8,
+                               generator=torch.Generator(device).manual_seed(config.seed))
+            log("samples.jsonl", val_loss=val_loss, text=tokenizer.decode(written[0].tolist()))
+            if step > 0:
+                checkpoint = {"step": step, "seconds": seconds, "best": min(best, val_loss), "val_loss": val_loss,
+                              "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                              "scaler": scaler.state_dict(), "batches": batches.get_state(), "rng": rng_state(),
+                              "config": dataclasses.asdict(config), "data_hash": data_hash,
+                              "model_config": dataclasses.asdict(model.config),
+                              "special_tokens": list(tokenizer.special_tokens)}
+                if val_loss < best:
+                    best = val_loss
+                    save_checkpoint(out / "best.pt", checkpoint)
+                save_checkpoint(out / "last.pt", checkpoint)
+            tqdm.write(f"step {step:5d}/{config.steps}   val loss {val_loss:.3f} nats/token   {seconds:5.1f} s")
+            started = time.perf_counter()
+        if step == config.steps:
+            break
+
+        lr = warmup_cosine(step, config.steps, config.lr, config.min_lr, config.warmup_steps)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        inputs, targets = get_batch(train_tokens, config.batch_size, config.block_size, batches)
+        with autocast(device, dtype):
+            logits = model(inputs.to(device))
+        loss = cross_entropy(logits, targets.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        scaler.step(optimizer)
+        scaler.update()
+
+        if step % config.log_every == 0:
+            if not math.isfinite(loss.item()):
+                raise InputError(f"the loss is {loss.item()} at step {step}: try a smaller --lr than {config.lr}")
+            log("metrics.jsonl", tokens=(step + 1) * tokens_per_step, loss=loss.item(), lr=lr, grad_norm=grad_norm.item())
+            bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+        step += 1
+        bar.update()
+    bar.close()
+    tensorboard.close()
+
+    merit = figures_of_merit(split_losses(model, val_tokens, dtype=dtype), len(val_tokens) - 1)
+    summary = {**merit, "best_val_loss": best, "steps": config.steps, "tokens": config.steps * tokens_per_step,
+               "params": model.n_params(), "seconds": seconds,
+               "tokens_per_second": config.steps * tokens_per_step / seconds}
+    write_json(out / "summary.json", summary)
+    print(json.dumps(summary, indent=2))
+    print(f"checkpoints in {out}; look at the run with: python3 part_2/demo_training.py")
+    return [*history, summary]
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)
