@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -43,8 +44,10 @@ def figure_path(script, name, quick=False):
 def heatmap(ax, matrix, *, xlabel, ylabel, xticks=None, yticks=None, fmt=None, **imshow):
     """Draw a (rows, columns) matrix as coloured cells, with the numbers in them when `fmt` (such as "{:.2f}") is given.
 
-    xticks, yticks: labels, one per column or row. Returns the image, for a colour bar.
+    xticks, yticks: labels, one per column or row. A cell that is not finite stays blank. Returns the image, for a colour
+    bar.
     """
+    matrix = np.ma.masked_invalid(np.asarray(matrix))
     image = ax.imshow(matrix, aspect=imshow.pop("aspect", "auto"), **imshow)
     ax.set(xlabel=xlabel, ylabel=ylabel)
     ax.grid(False)
@@ -53,8 +56,8 @@ def heatmap(ax, matrix, *, xlabel, ylabel, xticks=None, yticks=None, fmt=None, *
     if yticks is not None:
         ax.set_yticks(range(len(yticks)), yticks)
     if fmt is not None:
-        for row, values in enumerate(matrix):
-            for column, value in enumerate(values):
+        for (row, column), value in np.ndenumerate(matrix):
+            if np.isfinite(value):
                 red, green, blue, _ = image.cmap(image.norm(value))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.5  # perceived brightness (ITU-R BT.601)
                 ax.text(column, row, fmt.format(value), ha="center", va="center", color="white" if dark else "black")

@@ -50,7 +50,7 @@ class Config:
     n_head: int = option(4, "attention heads")
     d_model: int = option(128, "model width")
     dropout: float = option(0.0, "dropout probability")
-    tie_embeddings: bool = option(True, "one matrix for token embedding and output")
+    tie_embeddings: bool = option(False, "one matrix for token embedding and output")
     lr: float = option(2e-3, "highest learning rate")
     min_lr: float = option(2e-4, "learning rate at the end")
     warmup_steps: int = option(100, "steps of linear warm-up")
