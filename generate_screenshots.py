@@ -115,6 +115,8 @@ def read_figure(root, path):
             chunks = {name: image.text.get(name, "").strip() for name in CHUNKS}
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{where} cannot be read as a PNG; delete it or draw it again") from error
+    if not data.endswith(b"IEND\xaeB`\x82"):  # the last chunk of every PNG, which Pillow does not insist on
+        raise InputError(f"{where} is a PNG cut short; delete it or draw it again")
     if missing := [name for name in CHUNKS if not chunks[name]]:
         raise InputError(f"{where} has no text chunk {', '.join(missing)}; delete it, or save it with "
                          "part_0.plotting.save_figure")
@@ -241,7 +243,8 @@ PAGE = Template("""<!DOCTYPE html>
 body { margin: 0 auto; max-width: 84rem; padding: 1rem clamp(1rem, 3vw, 2.5rem) 3rem; background: var(--page);
   color: var(--text); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
 h1, h2, h3 { line-height: 1.25; text-wrap: balance; }
-h1 { margin: .5rem 0; } h2 { margin: 2.5rem 0 1rem; } h3 { margin: 0 0 .75rem; font-size: 1.1rem; }
+h1 { margin: .5rem 0; font-size: clamp(1.5rem, 5vw, 2rem); }
+h2 { margin: 2.5rem 0 1rem; } h3 { margin: 0 0 .75rem; font-size: 1.1rem; }
 a { color: var(--accent); }
 :focus-visible { outline: 3px solid var(--accent); outline-offset: 3px; border-radius: 4px; }
 main:focus { outline: none; }

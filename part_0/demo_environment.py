@@ -1,8 +1,8 @@
 """Lesson 0.2 - what is installed here, and how fast is this machine?
 
-Prints the versions and the device, measures matrix products and memory, and draws the roofline: the speed that arithmetic
-(flat) and memory (slanted) allow. What to see: large square products reach the flat roof. One token at a time, a vector
-times a matrix, is stuck on the slanted one, far below, and a faster processor would not help it.
+Prints the versions and the device, measures matrix products and memory, and draws the roofline: the speed that
+arithmetic (flat) and memory (slanted) allow. What to see: large square products reach the flat roof. One token at a
+time, a vector times a matrix, is stuck under the slanted one, and faster arithmetic would not help it.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -35,7 +35,9 @@ class Config:
     QUICK: ClassVar[dict] = dict(seconds=0.02, largest=256, weights_mb=8, copy_mb=16)
 
     def __post_init__(self):
-        check_positive(self, "seconds", "largest", "weights_mb", "copy_mb")
+        check_positive(self, "seconds", "weights_mb", "copy_mb")
+        if self.largest < 64:
+            raise ValueError(f"--largest must be at least 64, not {self.largest}")
 
 
 def print_versions(device):
@@ -45,76 +47,72 @@ def print_versions(device):
             print(f"  {name:<12}{importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
             print(f"  {name:<12}missing: pip install -r requirements.txt")
-    print(f"CUDA that torch was built with: {torch.version.cuda or 'none'}\ndevice: {device.type} ({describe(device)})\n"
-          f"precisions at full speed: {', '.join(supported_precisions(device))}")
+    print(f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA")
+    print(f"device: {device.type} ({describe(device)}), at full speed in {', '.join(supported_precisions(device))}")
 
 
 def measure(config, device):
-    """{"bandwidths": {MB: GB/s}, "squares": {precision: [MatmulSpeed]}, "rows": {precision: MatmulSpeed}}."""
+    """Copies {MB: GB/s}, square products {precision: [MatmulSpeed]} and single rows {precision: MatmulSpeed}."""
     squares, rows = {}, {}
     for name, dtype in DTYPES.items():
-        if name not in supported_precisions(device):  # emulated, perhaps a hundred times slower: the smallest one will do
+        if name not in supported_precisions(device):  # emulated, maybe a hundred times slower: the smallest one will do
             squares[name] = [matmul_speed(64, dtype, device, config.seconds)]
             continue
         squares[name] = matmul_sweep(dtype, device, config.seconds, largest=config.largest)
         n = int((config.weights_mb * 1e6 / dtype.itemsize) ** 0.5)
         rows[name] = matmul_speed(n, dtype, device, config.seconds, rows=1)
     megabytes = (config.copy_mb / 256, config.copy_mb / 16, config.copy_mb)
-    return {"bandwidths": {mb: memory_bandwidth(mb, device, config.seconds) for mb in megabytes},
-            "squares": squares, "rows": rows}
+    return {mb: memory_bandwidth(mb, device, config.seconds) for mb in megabytes}, squares, rows
 
 
-def draw(measured, config, device):
-    bandwidth = measured["bandwidths"][config.copy_mb]
+def draw(bandwidth, squares, rows, device):
+    """The roofs of a memory of `bandwidth` GB/s and of the fastest product of each precision. Returns the figure."""
     fig, ax = plt.subplots(figsize=(8, 5.5))
     intensities = [2 ** (k / 8) for k in range(-16, 89)]  # 0.25 to 2,048 FLOP/byte
-    for name, speeds in measured["squares"].items():
+    for name, speeds in squares.items():
         color, marker = LOOKS[name]
-        if name not in measured["rows"]:
-            ax.plot(speeds[0].intensity, speeds[0].gflops, marker, color=color, markersize=9, linestyle="none",
-                    label=f"{name}: emulated, only n = 64 measured")
+        x, y = [speed.intensity for speed in speeds], [speed.gflops for speed in speeds]
+        if name not in rows:
+            ax.plot(x, y, marker, color=color, markersize=9, label=f"{name}: emulated, only n = 64 measured")
             continue
-        peak = max(speed.gflops for speed in speeds)
-        ax.plot(intensities, [attainable(x, peak, bandwidth) for x in intensities], color=color,
-                label=f"{name}: roof at {peak:,.0f} GFLOP/s")
-        ax.plot([s.intensity for s in speeds], [s.gflops for s in speeds], marker, color=color, markersize=8)
-        row = measured["rows"][name]
-        ax.plot(row.intensity, row.gflops, marker, color=color, markersize=12, markerfacecolor="white", markeredgewidth=2.5)
-    row = measured["rows"]["fp32"]
-    ax.annotate("one row times a matrix\n(one token at a time)", (row.intensity, row.gflops), (25, -15),
-                textcoords="offset points", va="center", arrowprops=dict(arrowstyle="-"))
-    for speed in (squares := measured["squares"]["fp32"]):
-        ax.annotate(f"n = {speed.n}" if speed is squares[0] else f"{speed.n}", (speed.intensity, speed.gflops), (0, -10),
+        ax.plot(intensities, [attainable(i, max(y), bandwidth) for i in intensities], color=color,
+                label=f"{name}: roof at {max(y):,.0f} GFLOP/s")
+        ax.plot(x, y, marker, color=color, markersize=8)
+        ax.plot(rows[name].intensity, rows[name].gflops, marker, color=color, markersize=12, mfc="white", mew=2.5)
+    for speed in squares["fp32"]:
+        ax.annotate(f"{'n = ' if speed.n == 64 else ''}{speed.n}", (speed.intensity, speed.gflops), (0, -10),
                     textcoords="offset points", va="top", ha="center", color=BLUE)
-    ax.text(0.5, 0.65 * bandwidth, f"memory: {bandwidth:,.0f} GB/s", rotation=math.degrees(math.atan(bandwidth)),
-            rotation_mode="anchor", transform_rotates_text=True)
-    every = [speed.gflops for speeds in (*measured["squares"].values(), measured["rows"].values()) for speed in speeds]
-    ax.set(xscale="log", yscale="log", ylim=(min(every) / 2.5, max(every) * 6), xlabel="arithmetic intensity (FLOP/byte)",
-           ylabel="speed (GFLOP/s)", title=describe(device))
+    ax.annotate("one row times a matrix\n(one token at a time)", (rows["fp32"].intensity, rows["fp32"].gflops),
+                (25, -15), textcoords="offset points", va="center", arrowprops=dict(arrowstyle="-"))
+    ax.text(0.5, 0.65 * bandwidth, f"memory: {bandwidth:,.0f} GB/s", rotation=math.degrees(math.atan(1.3 * bandwidth)),
+            rotation_mode="anchor", transform_rotates_text=True)  # along the slanted roof
+    every = [speed.gflops for speeds in (*squares.values(), rows.values()) for speed in speeds]
+    ax.set(xscale="log", yscale="log", ylim=(min(every) / 2.5, max(every) * 6), ylabel="speed (GFLOP/s)",
+           xlabel="arithmetic intensity (FLOP/byte)", title=describe(device))
     ax.legend(loc="upper left")
     return fig
 
 
 def main(config):
-    """Print versions, measure, draw. Returns the measurements."""
+    """Print versions, measure, draw. Returns what `measure` returns."""
     device = pick_device(config.device)
     set_seed(config.seed)
     print_versions(device)
-    measured = measure(config, device)
-    for mb, speed in measured["bandwidths"].items():
+    copies, squares, rows = measure(config, device)
+    for mb, speed in copies.items():
         print(f"copying {mb:g} MB: {speed:,.1f} GB/s")
-    for name, speeds in measured["squares"].items():
+    for name, speeds in squares.items():
         print(f"{name} square products: " + ", ".join(f"n={s.n} {s.gflops:,.1f}" for s in speeds) + " GFLOP/s"
-              + ("" if name in measured["rows"] else " (not at full speed here: only the smallest was measured)"))
-    for name, row in measured["rows"].items():
+              + ("" if name in rows else " (not at full speed here: only the smallest is measured)"))
+    for name, row in rows.items():
         print(f"{name} one row times {row.n} x {row.n}: {row.gflops:,.1f} GFLOP/s")
-    save_figure(draw(measured, config, device), figure_path(__file__, "environment", config.quick),
+    save_figure(draw(copies[config.copy_mb], squares, rows, device), figure_path(__file__, "environment", config.quick),
                 title="Roofline: what arithmetic and memory allow", command=command_line(__file__, config),
-                caption="Lines are roofs, measured here: flat where arithmetic limits, slanted where memory does. Filled "
-                        "marks are square matrix products of growing size, which reach the flat roof. Open marks are one "
-                        "row times a matrix too large for the caches, as when a model writes one token at a time: memory "
-                        "holds them on the slanted roof, far below.")
-    return measured
+                caption="Lines are roofs, measured here: flat where arithmetic limits, slanted where memory does. "
+                        "Filled marks are square matrix products of growing size n, which reach the flat roof. Open "
+                        "marks are one row times a matrix too large for the caches, as when a model writes one token "
+                        "at a time: memory holds them down.")
+    return copies, squares, rows
 
 
 if __name__ == "__main__":

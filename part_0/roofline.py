@@ -3,12 +3,12 @@
     attainable FLOP/s = min(peak FLOP/s, memory bandwidth x arithmetic intensity)
     arithmetic intensity = FLOPs done / bytes moved to and from memory
 
-(Williams, Waterman & Patterson 2009, "Roofline: An Insightful Visual Performance Model", section 3.) A large matrix product
-uses each number it reads many times over and is held back by arithmetic; a vector times a matrix uses each weight once and
-is held back by memory. The second is what a language model does when it writes one token at a time.
+(Williams, Waterman & Patterson 2009, "Roofline: An Insightful Visual Performance Model", section 3.) A large matrix
+product uses each number it reads many times over and is held back by arithmetic; a vector times a matrix uses each
+weight once and is held back by memory. The second is what a language model does when it writes one token at a time.
 
-Peak and bandwidth are measured here, not looked up. Every measurement takes the fastest of many repeats: whatever else the
-machine does can only make one slower.
+Peak and bandwidth are measured here, not looked up. Every measurement takes the fastest of many repeats: whatever else
+the machine does can only make one slower.
 """
 
 import math
@@ -30,7 +30,7 @@ class MatmulSpeed(NamedTuple):
 
 
 def best_seconds(function, device, seconds):
-    """The fastest of as many calls of `function` as fit in about `seconds`: one call warms up, and at least one is timed."""
+    """The fastest of as many calls of `function` as fit in about `seconds`, after one that warms up; at least one."""
     function()
     synchronize(device)
     best, started = math.inf, time.perf_counter()

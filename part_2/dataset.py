@@ -5,6 +5,8 @@
     targets   t1 t2 t3 t4            each from everything before it
 """
 
+import math
+
 import torch
 
 from part_0.cli import InputError
@@ -19,9 +21,9 @@ def split_tokens(tokens, block_size, val_fraction=0.1):
     train, val = tokens[:n_train], tokens[n_train:]
     shortest = min(len(train), len(val))
     if shortest < block_size + 1:
-        needed = round((block_size + 1) / min(val_fraction, 1 - val_fraction)) + 1
+        needed = math.ceil((block_size + 1) / min(val_fraction, 1 - val_fraction))
         raise InputError(f"the text has {len(tokens)} tokens; --block_size {block_size} with a validation part of "
-                         f"{val_fraction:.0%} needs about {needed}: give more text or a smaller --block_size")
+                         f"{val_fraction:.0%} needs at least {needed}: give more text or a smaller --block_size")
     return train, val
 
 

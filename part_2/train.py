@@ -43,7 +43,7 @@ RUNS = Path(__file__).resolve().parent / "runs"
 class Config:
     data: str = option("python-docs", DATA_HELP)
     out: str = option(str(RUNS / "train"), "the run directory")
-    steps: int = option(1500, "optimizer steps")
+    steps: int = option(1200, "optimizer steps")
     batch_size: int = option(16, "windows a step")
     block_size: int = option(128, "context length in tokens")
     n_layer: int = option(4, "Transformer blocks")
@@ -57,7 +57,7 @@ class Config:
     beta2: float = option(0.99, "AdamW's second-moment decay")
     weight_decay: float = option(0.1, "AdamW's weight decay, on matrices only")
     grad_clip: float = option(1.0, "the gradient's norm is clipped to this")
-    eval_every: int = option(150, "steps between evaluations (loss, sample, checkpoint)")
+    eval_every: int = option(100, "steps between evaluations (loss, sample, checkpoint)")
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     seed: int = option(1337, "seed of weights, batches and samples")
     device: str = option("auto", "where to run", DEVICES)

@@ -1,0 +1,168 @@
+import json
+import math
+import random
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from part_0.cli import InputError
+from part_0.device import supported_precisions
+from part_2 import train
+from part_2.checkpoint import load_checkpoint, load_model
+
+TINY = dict(steps=12, batch_size=4, block_size=16, n_layer=1, n_head=2, d_model=16, warmup_steps=2, eval_every=4, log_every=1,
+            device="cpu", precision="fp32")
+
+
+@pytest.fixture
+def text(tmp_path):
+    path = tmp_path / "text.txt"
+    random.seed(0)
+    path.write_text("".join(random.choice("the cat sat ") for _ in range(3000)), encoding="utf-8")
+    return path
+
+
+def config(text, out, **changes):
+    return train.Config(**{**TINY, "data": str(text), "out": str(out), **changes})
+
+
+def records(out, name="metrics.jsonl"):
+    return [json.loads(line) for line in (out / name).read_text(encoding="utf-8").splitlines()]
+
+
+def without_seconds(history):
+    return [{key: value for key, value in record.items() if key != "seconds"} for record in history]
+
+
+def test_a_run_directory_holds_all_that_was_promised(text, tmp_path):
+    out = tmp_path / "run"
+    history = train.main(config(text, out, n_layer=2))
+    assert {path.name for path in out.iterdir()} == {"config.json", "metrics.jsonl", "samples.jsonl", "tensorboard",
+                                                     "best.pt", "last.pt", "summary.json"}
+    summary = json.loads((out / "summary.json").read_text())
+    assert history[:-1] == records(out) and history[-1] == summary
+    assert {"val_loss", "bits_per_byte", "steps", "tokens", "params", "seconds", "tokens_per_second"} <= set(summary)
+    assert summary["steps"] == 12 and summary["tokens"] == 12 * 4 * 16
+    assert summary["bits_per_byte"] == pytest.approx(summary["val_loss"] / math.log(2))
+    assert json.loads((out / "config.json").read_text())["n_layer"] == 2
+    assert [record["step"] for record in records(out, "samples.jsonl")] == [0, 4, 8, 12]
+    model, tokenizer, state = load_model(out / "last.pt")
+    assert state["step"] == 12 and model.n_params() == summary["params"] and tokenizer.vocab_size == 257
+
+
+def test_tensorboard_s_events_say_what_metrics_jsonl_says(text, tmp_path):
+    train.main(config(text, tmp_path / "run"))
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    for name in ("loss", "val_loss", "lr"):
+        written = {record["step"]: record[name] for record in records(tmp_path / "run") if name in record}
+        assert {event.step: event.value for event in events.Scalars(name)} == pytest.approx(written, rel=1e-6)
+
+
+def test_a_text_that_repeats_is_learned_to_nearly_zero_loss(tmp_path):
+    path = tmp_path / "abc.txt"
+    path.write_text("abcdefgh" * 500, encoding="utf-8")
+    summary = train.main(config(path, tmp_path / "run", steps=200, lr=1e-2, eval_every=100))[-1]
+    # Only the first byte of a window tells where in the cycle it is, and it is given: nothing is left to chance.
+    assert summary["val_loss"] < 0.02
+
+
+def test_a_text_of_coin_flips_cannot_be_learned_below_its_entropy(tmp_path):
+    path = tmp_path / "flips.txt"
+    random.seed(0)
+    path.write_text("".join(random.choice("abcd") for _ in range(20_000)), encoding="utf-8")
+    summary = train.main(config(path, tmp_path / "run", steps=150, lr=5e-3, eval_every=150))[-1]
+    assert math.log(4) - 0.01 < summary["val_loss"] < math.log(4) + 0.05
+
+
+def test_the_same_command_gives_the_same_numbers(text, tmp_path):
+    first, again = (train.main(config(text, tmp_path / name)) for name in "ab")
+    assert without_seconds(first[:-1]) == without_seconds(again[:-1])
+    assert first[-1]["val_loss"] == again[-1]["val_loss"]
+    assert without_seconds(train.main(config(text, tmp_path / "c", seed=1)))[:-1] != without_seconds(first)[:-1]
+
+
+class Interruption(Exception):
+    pass
+
+
+def interrupt_after(monkeypatch, n_batches):
+    original, calls = train.get_batch, []
+
+    def get_batch(*arguments):
+        calls.append(1)
+        if len(calls) > n_batches + 1:  # the first call draws the validation windows
+            raise Interruption
+        return original(*arguments)
+
+    monkeypatch.setattr(train, "get_batch", get_batch)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_an_interrupted_run_resumed_ends_bit_for_bit_like_the_uninterrupted_one(text, tmp_path, monkeypatch, dropout):
+    whole = train.main(config(text, tmp_path / "whole", dropout=dropout))
+    with monkeypatch.context() as patch, pytest.raises(Interruption):
+        interrupt_after(patch, 10)
+        train.main(config(text, tmp_path / "parts", dropout=dropout))
+    resumed = train.main(config(text, tmp_path / "parts", dropout=dropout, resume=True))
+    assert resumed[0]["step"] == 8
+    ours, theirs = (load_checkpoint(tmp_path / name / "last.pt") for name in ("parts", "whole"))
+    assert all(torch.equal(ours["model"][name], theirs["model"][name]) for name in theirs["model"])
+    assert without_seconds(records(tmp_path / "parts")) == without_seconds(records(tmp_path / "whole"))
+    assert resumed[-1]["val_loss"] == whole[-1]["val_loss"]
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_other_one_used(text, tmp_path, capsys):
+    out = tmp_path / "run"
+    train.main(config(text, out))
+    best = load_checkpoint(out / "best.pt")
+    (out / "last.pt").write_bytes((out / "last.pt").read_bytes()[:1000])
+    history = train.main(config(text, out, resume=True))
+    printed = capsys.readouterr().out
+    assert "last.pt is damaged" in printed and f"best.pt, step {best['step']}" in printed
+    assert len(history) > 0 and load_checkpoint(out / "last.pt")["step"] == 12
+
+
+def test_resuming_a_finished_run_changes_nothing(text, tmp_path):
+    out = tmp_path / "run"
+    summary = train.main(config(text, out))[-1]
+    before = without_seconds(records(out))
+    assert train.main(config(text, out, resume=True))[-1]["val_loss"] == summary["val_loss"]
+    assert without_seconds(records(out)) == before
+
+
+@pytest.mark.parametrize("change, complaint", [(dict(d_model=32), "--d_model 16, not 32"), (dict(lr=1.0), "--lr 0.002, not 1")])
+def test_resuming_with_other_flags_is_refused_and_nothing_lost(text, tmp_path, change, complaint):
+    out = tmp_path / "run"
+    train.main(config(text, out))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=complaint):
+        train.main(config(text, out, resume=True, **change))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
+def test_resuming_on_another_text_is_refused(text, tmp_path):
+    train.main(config(text, tmp_path / "run"))
+    text.write_text(text.read_text(encoding="utf-8") + "more", encoding="utf-8")
+    with pytest.raises(InputError, match="another text"):
+        train.main(config(text, tmp_path / "run", resume=True))
+
+
+def test_an_earlier_run_in_the_same_place_is_kept_aside(text, tmp_path):
+    out = tmp_path / "run"
+    train.main(config(text, out))
+    old = (out / "last.pt").read_bytes()
+    train.main(config(text, out, seed=5))
+    assert (tmp_path / "run.previous" / "last.pt").read_bytes() == old
+    assert json.loads((out / "config.json").read_text())["seed"] == 5
+
+
+def test_a_run_that_diverges_says_so(text, tmp_path):
+    with pytest.raises(InputError, match="loss is (nan|inf) at step .*smaller --lr"):
+        train.main(config(text, tmp_path / "run", lr=1e30, min_lr=1e30, grad_clip=1e30))
+
+
+def test_bf16_autocast_trains_to_nearly_the_same_loss(text, tmp_path):
+    losses = [train.main(config(text, tmp_path / precision, precision=precision, steps=40, eval_every=40))[-1]["val_loss"]
+              for precision in supported_precisions(torch.device("cpu"))]
+    assert losses[0] < math.log(257) - 1 and losses == pytest.approx([losses[0]] * len(losses), rel=0.02)
