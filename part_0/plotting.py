@@ -13,13 +13,13 @@ import os
 import time
 from pathlib import Path
 
+_STARTED = time.perf_counter()  # before the slow imports: a script imports this module with its first lines
+
 import matplotlib
 import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-
-_STARTED = time.perf_counter()  # imported with the script's first lines
 
 # Okabe & Ito's palette: told apart by readers with any common colour blindness, and in grey by the order below.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, BLACK = (
@@ -75,7 +75,10 @@ def save_figure(fig, path, *, title, caption, command):
     chunks = {"Title": title, "Description": caption, "Command": command,
               "Seconds": f"{time.perf_counter() - _STARTED:.1f}"}
     temporary = path.with_suffix(".png.tmp")
-    fig.savefig(temporary, format="png", metadata=chunks)
-    plt.close(fig)
-    os.replace(temporary, path)
+    try:
+        fig.savefig(temporary, format="png", metadata=chunks)
+        os.replace(temporary, path)
+    finally:
+        plt.close(fig)
+        temporary.unlink(missing_ok=True)  # there only if something went wrong
     return path

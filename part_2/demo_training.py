@@ -6,16 +6,15 @@ it learns words; the text goes from noise to letters, to words, to sentences tha
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
-import json
 import math
 import textwrap
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
-from part_0.cli import QUICK_HELP, InputError, command_line, option, run_script
+from part_0.cli import QUICK_HELP, command_line, option, run_script
 from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, figure_path, plt, save_figure
 from part_2.byte_tokenizer import ByteTokenizer
+from part_2.run_directory import read_records
 from part_2.train import RUNS
 
 
@@ -29,14 +28,6 @@ class Config:
     def __post_init__(self):
         if self.n_samples < 2:
             raise ValueError(f"--n_samples must be at least 2, not {self.n_samples}")
-
-
-def read_lines(run, name, config):
-    """The records of a JSON-lines file of a run; InputError with the command that makes one when there is none."""
-    path = Path(run) / name
-    if not path.is_file():
-        raise InputError(f"there is no {path}; make the run with: python3 part_2/train.py{' --quick' * config.quick}")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def draw_curves(metrics, config):
@@ -89,8 +80,7 @@ def draw_samples(samples, config):
 
 
 def main(config):
-    metrics = read_lines(config.run, "metrics.jsonl", config)
-    samples = read_lines(config.run, "samples.jsonl", config)
+    metrics, samples = (read_records(config.run, name) for name in ("metrics.jsonl", "samples.jsonl"))
     print(draw_curves(metrics, config))
     print(draw_samples(samples, config))
 

@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import json
 import math
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,16 +23,17 @@ import torch
 from tqdm import tqdm
 
 from part_0.cli import QUICK_HELP, InputError, check_positive, option, run_script
-from part_0.device import (DEVICES, PRECISIONS, autocast, grad_scaler, pick_device, pick_precision, rng_state, set_rng_state,
-                           set_seed, synchronize)
+from part_0.device import (DEVICES, PRECISIONS, autocast, grad_scaler, pick_device, pick_precision, rng_state,
+                           set_rng_state, set_seed, synchronize)
 from part_2.byte_tokenizer import ByteTokenizer
-from part_2.checkpoint import load_checkpoint, save_checkpoint, write_json
+from part_2.checkpoint import save_checkpoint, write_json
 from part_2.corpus import DATA_HELP, load_corpus
 from part_2.dataset import get_batch, split_tokens
 from part_2.evaluate import figures_of_merit, split_losses, windows_loss
 from part_2.gpt import GPT, GPTConfig
 from part_2.loss import cross_entropy
 from part_2.optimization import parameter_groups, warmup_cosine
+from part_2.run_directory import append_record, resume_run, start_run
 from part_2.sampling import generate
 
 RUNS = Path(__file__).resolve().parent / "runs"
@@ -80,45 +80,12 @@ class Config:
                          tie_embeddings=self.tie_embeddings)
 
 
-def open_run(config, data_hash):
-    """Make the run directory ready; the state to resume from, or None. An earlier run there is kept as DIR.previous."""
-    out = Path(config.out)
-    if config.resume:
-        state = newest_checkpoint(out)
-        may_change = {"data", "out", "device", "precision", "resume", "quick"}
-        for name, value in state["config"].items():
-            if name not in may_change and getattr(config, name) != value:
-                raise InputError(f"{out} was started with --{name} {value}, not {getattr(config, name)}: "
-                                 "resume with the same flags, or start anew in another --out")
-        if state["data_hash"] != data_hash:
-            raise InputError(f"{out} was started on another text than --data {config.data} is now")
-        for name in ("metrics.jsonl", "samples.jsonl"):  # what came after the checkpoint will come again
-            records = [json.loads(line) for line in (out / name).read_text(encoding="utf-8").splitlines()]
-            (out / name).write_text("".join(json.dumps(r) + "\n" for r in records if r["step"] < state["step"]), "utf-8")
-        return state
-    if (out / "config.json").exists():
-        previous = out.with_name(out.name + ".previous")
-        shutil.rmtree(previous, ignore_errors=True)
-        out.rename(previous)
-        print(f"the run that was in {out} is now in {previous}")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        write_json(out / "config.json", dataclasses.asdict(config))
-    except OSError as error:
-        raise InputError(f"--out {out} cannot be written: {error.strerror}") from None
-    return None
-
-
-def newest_checkpoint(out):
-    """The state in last.pt or, when that one is damaged, in best.pt: says so, names it, and never goes on silently."""
-    if not (out / "last.pt").exists():
-        raise InputError(f"--resume: there is no checkpoint in {out}; leave --resume out to start there")
-    try:
-        return load_checkpoint(out / "last.pt")
-    except InputError as error:
-        state = load_checkpoint(out / "best.pt")
-        print(f"{error}; going on from {out / 'best.pt'}, step {state['step']}")
-        return state
+def write_sample(model, tokenizer, seed):
+    """200 bytes that the model writes after a line break, at temperature 0.8."""
+    device = next(model.parameters()).device
+    prompt = torch.tensor([tokenizer.encode("\n")], device=device)
+    tokens = generate(model, prompt, 200, temperature=0.8, generator=torch.Generator(device).manual_seed(seed))
+    return tokenizer.decode(tokens[0].tolist())
 
 
 def main(config):
@@ -126,10 +93,12 @@ def main(config):
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
     text = load_corpus(config.data)
+    data_hash = hashlib.sha256(text.encode("utf-8")).hexdigest()
     tokenizer = ByteTokenizer()
     train_tokens, val_tokens = split_tokens(tokenizer.encode_to_tensor(text), config.block_size)
-    state = open_run(config, data_hash := hashlib.sha256(text.encode("utf-8")).hexdigest())
-    out = Path(config.out)
+    # The same validation windows at every evaluation of every run with this text and block size.
+    val_inputs, val_targets = (part.to(device) for part in get_batch(
+        val_tokens, 64, config.block_size, torch.Generator().manual_seed(0)))
 
     set_seed(config.seed)
     model = GPT(config.model_config(tokenizer.vocab_size)).to(device)
@@ -137,32 +106,30 @@ def main(config):
                                   fused=True)
     scaler = grad_scaler(device, dtype)
     batches = torch.Generator().manual_seed(config.seed)
-    # The same validation windows at every evaluation of every run with this text and block size.
-    val_inputs, val_targets = (part.to(device) for part in get_batch(
-        val_tokens, 64, config.block_size, torch.Generator().manual_seed(0)))
     step, seconds, best = 0, 0.0, math.inf
-    if state is not None:
+    if config.resume:
+        state, damage = resume_run(config, data_hash)
+        if damage:
+            print(f"{damage}; going on from best.pt, step {state['step']}")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         scaler.load_state_dict(state["scaler"])
         batches.set_state(state["batches"])
         set_rng_state(state["rng"])
         step, seconds, best = state["step"], state["seconds"], state["best"]
-
+    elif previous := start_run(config):
+        print(f"the run that was in {config.out} is now in {previous}")
+    out = Path(config.out)
     from torch.utils.tensorboard import SummaryWriter  # here, because importing it takes a second
     tensorboard = SummaryWriter(str(out / "tensorboard"), purge_step=step)
     tokens_per_step = config.batch_size * config.block_size
     history = []
 
-    def log(file, **record):
-        with open(out / file, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps({"step": step, **record}) + "\n")
-        if file == "metrics.jsonl":
-            history.append({"step": step, **record})
-            for name, value in record.items():
-                tensorboard.add_scalar(name, value, step)
-        else:
-            tensorboard.add_text("sample", record["text"], step)
+    def log(**record):
+        history.append({"step": step, **record})
+        append_record(out, "metrics.jsonl", history[-1])
+        for name, value in record.items():
+            tensorboard.add_scalar(name, value, step)
 
     bar = tqdm(total=config.steps, initial=step, unit="step", disable=None)  # no bar where output is no terminal
     started = time.perf_counter()
@@ -171,23 +138,21 @@ def main(config):
             synchronize(device)
             seconds += time.perf_counter() - started  # evaluation does not count as training time
             val_loss = windows_loss(model, val_inputs, val_targets, dtype)
-            log("metrics.jsonl", tokens=step * tokens_per_step, seconds=seconds, val_loss=val_loss)
-            prompt = torch.tensor([[ord("\n")]], device=device)
-            written = generate(model, prompt, 200, temperature=0.8,
-                               generator=torch.Generator(device).manual_seed(config.seed))
-            log("samples.jsonl", val_loss=val_loss, text=tokenizer.decode(written[0].tolist()))
-            if step > 0:
-                checkpoint = {"step": step, "seconds": seconds, "best": min(best, val_loss), "val_loss": val_loss,
-                              "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                              "scaler": scaler.state_dict(), "batches": batches.get_state(), "rng": rng_state(),
-                              "config": dataclasses.asdict(config), "data_hash": data_hash,
-                              "model_config": dataclasses.asdict(model.config),
-                              "special_tokens": list(tokenizer.special_tokens)}
-                if val_loss < best:
-                    best = val_loss
-                    save_checkpoint(out / "best.pt", checkpoint)
-                save_checkpoint(out / "last.pt", checkpoint)
+            sample = write_sample(model, tokenizer, config.seed)
+            log(tokens=step * tokens_per_step, seconds=seconds, val_loss=val_loss)
+            append_record(out, "samples.jsonl", {"step": step, "val_loss": val_loss, "text": sample})
+            tensorboard.add_text("sample", sample, step)
             tqdm.write(f"step {step:5d}/{config.steps}   val loss {val_loss:.3f} nats/token   {seconds:5.1f} s")
+            if step > 0:
+                is_best, best = val_loss < best, min(best, val_loss)
+                checkpoint = {
+                    "step": step, "seconds": seconds, "best": best, "val_loss": val_loss,
+                    "model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": scaler.state_dict(),
+                    "batches": batches.get_state(), "rng": rng_state(), "config": dataclasses.asdict(config),
+                    "model_config": dataclasses.asdict(model.config), "data_hash": data_hash,
+                    "special_tokens": list(tokenizer.special_tokens)}
+                for name in ["last.pt", "best.pt"][:1 + is_best]:
+                    save_checkpoint(out / name, checkpoint)
             started = time.perf_counter()
         if step == config.steps:
             break
@@ -209,7 +174,7 @@ def main(config):
         if step % config.log_every == 0:
             if not math.isfinite(loss.item()):
                 raise InputError(f"the loss is {loss.item()} at step {step}: try a smaller --lr than {config.lr}")
-            log("metrics.jsonl", tokens=(step + 1) * tokens_per_step, loss=loss.item(), lr=lr, grad_norm=grad_norm.item())
+            log(tokens=(step + 1) * tokens_per_step, loss=loss.item(), lr=lr, grad_norm=grad_norm.item())
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         step += 1
         bar.update()
@@ -222,7 +187,8 @@ def main(config):
                "tokens_per_second": config.steps * tokens_per_step / seconds}
     write_json(out / "summary.json", summary)
     print(json.dumps(summary, indent=2))
-    print(f"checkpoints in {out}; look at the run with: python3 part_2/demo_training.py")
+    print(f"the run is in {out}; look at it with: python3 part_2/demo_training.py"
+          + ("" if out == RUNS / "train" else f" --run {out}"))
     return [*history, summary]
 
 

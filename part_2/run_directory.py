@@ -1,0 +1,72 @@
+"""Lesson 2.4 - the run directory: all about one training run in one place, so that it can be read, resumed and compared.
+
+    config.json      the flags it was started with          best.pt, last.pt   checkpoints
+    metrics.jsonl    one JSON object a logged step          tensorboard/       the same numbers as events
+    samples.jsonl    what the model wrote along the way     summary.json       the final figures
+"""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+from part_0.cli import InputError
+from part_2.checkpoint import load_checkpoint, write_json
+
+MAY_CHANGE = {"data", "out", "device", "precision", "resume", "quick"}  # flags that a resumed run may give anew
+
+
+def append_record(out, name, record):
+    """Add one JSON object as a line to the file `name` of the run directory."""
+    with open(Path(out) / name, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_records(out, name):
+    """The JSON objects of the file `name` of a run directory. InputError when there is none."""
+    path = Path(out) / name
+    if not path.is_file():
+        raise InputError(f"there is no {path}; make the run with: python3 part_2/train.py")
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def start_run(config):
+    """Make `config.out` an empty run directory with its config.json. An earlier run there is kept as DIR.previous.
+
+    Returns where the earlier run is now, or None. InputError when the directory cannot be written.
+    """
+    out, previous = Path(config.out), None
+    try:
+        if (out / "config.json").exists():
+            previous = out.with_name(out.name + ".previous")
+            shutil.rmtree(previous, ignore_errors=True)
+            out.rename(previous)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(out / "config.json", dataclasses.asdict(config))
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror}") from None
+    return previous
+
+
+def resume_run(config, data_hash):
+    """Find the newest sound checkpoint in `config.out`, and cut the logs back to its step.
+
+    Returns (its state, what was wrong with last.pt if best.pt is used in its place, or None). InputError when there is no checkpoint, or when the run was started with other flags or on another text.
+    """
+    out = Path(config.out)
+    if not (out / "last.pt").exists():
+        raise InputError(f"--resume: there is no checkpoint in {out}; leave --resume out to start there")
+    try:
+        state, damage = load_checkpoint(out / "last.pt"), None
+    except InputError as error:
+        state, damage = load_checkpoint(out / "best.pt"), str(error)
+    for name, value in state["config"].items():
+        if name not in MAY_CHANGE and getattr(config, name) != value:
+            raise InputError(f"{out} was started with --{name} {value}, not {getattr(config, name)}: "
+                             "resume with the same flags, or start anew in another --out")
+    if state["data_hash"] != data_hash:
+        raise InputError(f"{out} was started on another text than --data {config.data} is now")
+    for name in ("metrics.jsonl", "samples.jsonl"):  # what came after the checkpoint will come again
+        kept = [record for record in read_records(out, name) if record["step"] < state["step"]]
+        (out / name).write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    return state, damage

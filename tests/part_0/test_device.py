@@ -1,0 +1,146 @@
+"""Devices and precisions are refused by name, autocast really changes the arithmetic, seeds and states repeat numbers."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from part_0.cli import InputError
+from part_0.device import (
+    DTYPES,
+    autocast,
+    available_devices,
+    describe,
+    grad_scaler,
+    pick_device,
+    pick_precision,
+    rng_state,
+    set_rng_state,
+    set_seed,
+    supported_precisions,
+    synchronize,
+)
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def only_cpu(monkeypatch):
+    """A machine without any GPU, whatever this one has."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+
+def test_the_cpu_is_always_there_and_last():
+    assert available_devices()[-1] == "cpu"
+    assert pick_device("cpu") == CPU
+
+
+def test_auto_takes_the_best_device(monkeypatch, only_cpu):
+    assert pick_device("auto") == CPU
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert pick_device("auto").type == "mps"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert pick_device("auto").type == "cuda"
+
+
+@pytest.mark.parametrize("name", ["cuda", "mps"])
+def test_a_missing_device_is_refused_by_name(name, only_cpu):
+    with pytest.raises(InputError, match=f"--device {name} is not available here; there is: cpu"):
+        pick_device(name)
+
+
+def test_fp16_is_refused_on_a_cpu_with_what_there_is():
+    with pytest.raises(InputError, match="--precision fp16 is not supported on cpu here; use one of: fp32"):
+        pick_precision("fp16", CPU)
+
+
+def test_bf16_on_a_cpu_depends_on_the_processor(monkeypatch):
+    monkeypatch.setattr("part_0.device.cpu_has_bf16", lambda: True)
+    assert pick_precision("bf16", CPU) == torch.bfloat16
+    monkeypatch.setattr("part_0.device.cpu_has_bf16", lambda: False)
+    assert supported_precisions(CPU) == ["fp32"]
+    with pytest.raises(InputError, match="bf16"):
+        pick_precision("bf16", CPU)
+
+
+def test_auto_precision_is_fp32_on_a_cpu():
+    assert pick_precision("auto", CPU) == pick_precision("fp32", CPU) == torch.float32
+
+
+# 1 + 2^-9 needs ten significant bits: fp32 has 24 and fp16 has 11; bf16 has 8 and rounds it to 1.
+@pytest.mark.parametrize("name, product", [("fp32", 1 + 2**-9), ("fp16", 1 + 2**-9), ("bf16", 1.0)])
+def test_autocast_multiplies_in_the_dtype(name, product):
+    a, b = torch.tensor([[1.0, 2**-9]]), torch.ones(2, 1)
+    with autocast(CPU, DTYPES[name]):
+        result = a @ b
+    assert result.dtype == DTYPES[name] and result.item() == product
+    assert (a @ b).dtype == torch.float32  # and nothing lingers
+
+
+def test_autocast_keeps_weights_and_gradients_in_fp32():
+    layer = torch.nn.Linear(3, 2)
+    with autocast(CPU, torch.bfloat16):
+        layer(torch.ones(4, 3)).sum().backward()
+    assert layer.weight.dtype == layer.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("name", ["fp32", "bf16"])
+def test_the_scaler_passes_other_precisions_through(name):
+    loss = torch.tensor(0.123)
+    assert grad_scaler(CPU, DTYPES[name]).scale(loss) is loss
+
+
+def test_the_fp16_scaler_rescues_a_gradient_that_would_be_zero():
+    weight = torch.nn.Parameter(torch.ones(1))
+    scaler = grad_scaler(CPU, torch.float16)
+
+    def gradient(scale):  # 2^-26 through an fp16 backward pass: below its smallest number, 2^-24, unless scaled up
+        weight.grad = None
+        scale((weight.half() * 2.0**-13).float() * 2.0**-13).sum().backward()
+        return weight.grad
+
+    assert gradient(lambda loss: loss) == 0
+    gradient(scaler.scale)
+    scaler.unscale_(torch.optim.SGD([weight], lr=1.0))
+    assert weight.grad == 2.0**-26
+
+
+def draws():
+    return random.random(), np.random.rand(), torch.rand(1).item()
+
+
+def test_one_seed_fixes_python_numpy_and_torch():
+    set_seed(5)
+    first = draws()
+    set_seed(5)
+    assert draws() == first
+    set_seed(6)
+    assert all(a != b for a, b in zip(draws(), first))
+
+
+def test_a_seed_beyond_32_bits_is_taken():
+    set_seed(2**40 + 1)
+
+
+def test_a_random_state_comes_back():
+    set_seed(0)
+    torch.rand(3)
+    state = rng_state()
+    first = torch.rand(5)
+    torch.rand(7)
+    set_rng_state(state)
+    assert torch.equal(torch.rand(5), first)
+
+
+def test_a_random_state_of_another_machine_restores_the_cpu():
+    state = {**rng_state(), "cuda": [torch.zeros(16, dtype=torch.uint8)] * (torch.cuda.device_count() + 1)}
+    first = torch.rand(2)
+    set_rng_state(state)
+    assert torch.equal(torch.rand(2), first)
+
+
+def test_waiting_for_the_cpu_and_describing_it():
+    synchronize(CPU)
+    assert f"{torch.get_num_threads()} threads" in describe(CPU)

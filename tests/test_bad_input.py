@@ -1,0 +1,73 @@
+"""Wrong input ends in one clear line and exit code 2, without a traceback and with nothing written."""
+
+import runpy
+import sys
+
+import pytest
+
+from tests.repository import ROOT, SCRIPTS, module_of, relative
+
+SIZES = {"steps", "batch_size", "block_size", "n_layer", "n_head", "d_model", "n_tokens", "n_positions", "n_batches",
+         "n_examples", "n_queries", "n_seed", "n_new", "n_bars", "n_samples", "n_bytes", "lr", "max_width"}
+SPECIAL = [  # script, flags, what the line must say
+    ("part_1/demo_positional_encoding.py", ["--d_model", "7"], "even"),
+    ("part_1/demo_visualize_multi_head.py", ["--d_model", "30"], "divisible"),
+    ("part_1/demo_visualize_multi_head.py", ["--sentence", "Äpfel!"], "a-z"),
+    ("part_1/demo_transformer_block.py", ["--n_head", "5"], "divisible"),
+    ("part_2/demo_byte_tokenizer.py", ["--data", "{tmp}/missing.txt"], "neither a file nor"),
+    ("part_2/demo_training.py", ["--run", "{tmp}/none"], "python3 part_2/train.py"),
+    ("part_2/demo_sampling.py", ["--checkpoint", "{tmp}/none.pt"], "python3 part_2/train.py"),
+    ("part_2/demo_sampling.py", ["--checkpoint", "{tmp}/binary"], "no checkpoint"),
+    ("part_2/demo_evaluate.py", ["--checkpoint", "{tmp}/empty.txt"], "no checkpoint"),
+    ("part_2/train.py", ["--data", "{tmp}/missing.txt"], "neither a file nor"),
+    ("part_2/train.py", ["--data", "{tmp}/empty.txt"], "no text"),
+    ("part_2/train.py", ["--data", "{tmp}/binary"], "UTF-8"),
+    ("part_2/train.py", ["--data", "{tmp}/short.txt"], "1290"),  # 129 tokens in a validation part of a tenth
+    ("part_2/train.py", ["--d_model", "130"], "divisible"),
+    ("part_2/train.py", ["--beta2", "1"], "beta2"),
+    ("part_2/train.py", ["--min_lr", "-1"], "min_lr"),
+    ("part_2/train.py", ["--lr", "nan"], "lr"),
+    ("part_2/train.py", ["--dropout", "1"], "dropout"),
+    ("part_2/train.py", ["--precision", "fp8"], "fp8"),
+    ("part_2/train.py", ["--device", "mps" if sys.platform != "darwin" else "cuda"], "not available"),
+    ("part_2/train.py", ["--resume", "--out", "{tmp}/none"], "no checkpoint"),
+    ("part_2/train.py", ["--out", "{tmp}/empty.txt/run"], "cannot be written"),
+]
+
+
+def generic_cases():
+    for path in SCRIPTS:
+        yield path, ["--no_such_flag"], "no_such_flag"
+        yield path, ["stray"], "stray"
+        for name, field in module_of(path).Config.__dataclass_fields__.items():
+            if name in SIZES:
+                yield path, [f"--{name}", "0"], name
+                yield path, [f"--{name}", "many"], name
+            elif name == "seed":
+                yield path, ["--seed", "1.5"], "seed"
+            elif name == "device":
+                yield path, ["--device", "tpu"], "tpu"
+
+
+CASES = [*generic_cases(), *((ROOT / script, flags, words) for script, flags, words in SPECIAL if (ROOT / script).exists())]
+
+
+def contents(*folders):
+    return {path: path.stat().st_mtime_ns for folder in folders for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("path, flags, words", CASES, ids=lambda x: relative(x) if hasattr(x, "parent") else None)
+def test_wrong_input_ends_in_one_line(path, flags, words, tmp_path, monkeypatch, capsys):
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "short.txt").write_text("too short", encoding="utf-8")
+    (tmp_path / "binary").write_bytes(bytes(range(256)))
+    places = (tmp_path, path.parent / "out", path.parent / "runs")
+    before = contents(*places)
+    monkeypatch.setattr(sys, "argv", [str(path), *(flag.format(tmp=tmp_path) for flag in flags)])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as exit:
+        runpy.run_path(str(path), run_name="__main__")
+    error = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert error.startswith(f"{path.name}: error: ") and error.count("\n") == 1 and words in error
+    assert contents(*places) == before
