@@ -10,6 +10,7 @@ import random
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from part_0.cli import InputError
 
@@ -53,12 +54,12 @@ def supported_precisions(device):
 def pick_precision(name, device):
     """The dtype of the matrix products: torch.float32, torch.bfloat16 or torch.float16.
 
-    "auto" is bf16 on a GPU that has it, and fp32 elsewhere: at this repository's sizes a CPU spends its time in small
-    operations that bf16 does not speed up. InputError when `device` does not support the precision asked for.
+    "auto" is bf16 on a GPU or processor that has it in hardware, and fp32 elsewhere. InputError when `device` does not
+    support the precision asked for.
     """
     supported = supported_precisions(device)
     if name == "auto":
-        name = "bf16" if device.type == "cuda" and "bf16" in supported else "fp32"
+        name = "bf16" if "bf16" in supported else "fp32"
     if name not in supported:
         raise InputError(f"--precision {name} is not supported on {device.type} here; use one of: {', '.join(supported)}")
     return DTYPES[name]
@@ -69,6 +70,17 @@ def autocast(device, dtype):
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
+
+
+def fused_attention(query, key, value, **options):
+    """torch's `scaled_dot_product_attention`, which never holds the T x T weights; shapes and options are its own.
+
+    On a CPU it runs in fp32 even under bf16 autocast: the backward pass of torch's bf16 CPU kernel is several times slower.
+    """
+    if query.device.type == "cpu" and query.dtype == torch.bfloat16:
+        with torch.autocast("cpu", enabled=False):
+            return F.scaled_dot_product_attention(query.float(), key.float(), value.float(), **options)
+    return F.scaled_dot_product_attention(query, key, value, **options)
 
 
 def grad_scaler(device, dtype):

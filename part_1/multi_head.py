@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from part_0.device import fused_attention
 from part_1.single_head import causal_mask, scaled_dot_product_attention
 
 
@@ -56,7 +57,7 @@ class MultiHeadAttention(nn.Module):
         query, key, value = self.queries_keys_values(x)
         dropout = self.dropout if self.training else 0.0
         if self.fused:
-            heads = F.scaled_dot_product_attention(query, key, value, dropout_p=dropout, is_causal=causal)
+            heads = fused_attention(query, key, value, dropout_p=dropout, is_causal=causal)
         else:
             mask = causal_mask(x.shape[1], x.device) if causal else None
             _, weights = scaled_dot_product_attention(query, key, value, mask)

@@ -2,7 +2,8 @@
 
 Compares the textbook formula -log(exp(z_y) / sum exp z) with the shifted one, for logits of growing size, in fp32 against
 fp64. And measures the loss of untrained models with vocabularies of different size. What to see: the textbook formula
-breaks down near 88, where exp leaves fp32's range; the shifted one never does. Untrained models start on the line ln V.
+breaks down as soon as a probability becomes 0 in fp32 (or, above 88, exp overflows); the shifted one never does. Untrained
+models start on the line ln V.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -78,7 +79,7 @@ def main(config):
     path = save_figure(
         fig, figure_path(__file__, "loss", config.quick), title="Cross-entropy: stable, and ln V at the start",
         caption="Left: relative error of the two formulas in fp32 (points at the lower edge are exact); the textbook one "
-                "gives inf or nan as soon as exp overflows. Right: an untrained model knows nothing and loses ln V nats a "
+                "gives inf or nan as soon as a probability leaves fp32's range. Right: an untrained model knows nothing and loses ln V nats a "
                 "token; a run that starts elsewhere has a bug.",
         command=command_line(__file__, config))
     print(path)

@@ -13,7 +13,6 @@ from typing import ClassVar
 
 from part_0.cli import QUICK_HELP, command_line, option, run_script
 from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, figure_path, plt, save_figure
-from part_2.byte_tokenizer import ByteTokenizer
 from part_2.run_directory import read_records
 from part_2.train import RUNS
 
@@ -38,7 +37,7 @@ def draw_curves(metrics, config):
                  label="training (one batch)")
     ax_loss.plot([r["step"] for r in validation], [r["val_loss"] for r in validation], color=BLUE, marker="o",
                  label="validation (fixed windows)")
-    ax_loss.axhline(math.log(ByteTokenizer().vocab_size), color=BLACK, linestyle=":", label="knowing nothing: ln V")
+    ax_loss.axhline(math.log(256), color=BLACK, linestyle=":", label="knowing nothing: ln V")
     ax_loss.set(xlabel="optimizer step", ylabel="loss (nats per byte)", title="loss", ylim=(0, None))
     ax_loss.legend()
     lines = ax_small.plot([r["step"] for r in training], [r["lr"] for r in training], color=GREEN, label="learning rate")

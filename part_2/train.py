@@ -73,7 +73,7 @@ class Config:
             raise InputError("--warmup_steps, --min_lr and --weight_decay must not be negative")
         if not 0 <= self.beta2 < 1:
             raise InputError(f"--beta2 must be in [0, 1), not {self.beta2}")
-        self.model_config(ByteTokenizer().vocab_size)  # refuses a shape that cannot be built
+        self.model_config(vocab_size=256)  # refuses a shape that cannot be built
 
     def model_config(self, vocab_size):
         return GPTConfig(vocab_size, self.block_size, self.n_layer, self.n_head, self.d_model, self.dropout,
@@ -94,7 +94,7 @@ def main(config):
     dtype = pick_precision(config.precision, device)
     text = load_corpus(config.data)
     data_hash = hashlib.sha256(text.encode("utf-8")).hexdigest()
-    tokenizer = ByteTokenizer()
+    tokenizer = ByteTokenizer(special_tokens=())  # one long text: there is no end of a document to mark
     train_tokens, val_tokens = split_tokens(tokenizer.encode_to_tensor(text), config.block_size)
     # The same validation windows at every evaluation of every run with this text and block size.
     val_inputs, val_targets = (part.to(device) for part in get_batch(

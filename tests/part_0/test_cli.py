@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from part_0.cli import InputError, check_positive, command_line, option, parse_config, run_script
 
-
 known_bug = pytest.mark.xfail(strict=True, reason="command_line: QUICK's values and values that start with a dash")
 
 

@@ -1,4 +1,4 @@
-"""Devices and precisions are refused by name, autocast really changes the arithmetic, seeds and states repeat numbers."""
+"""Devices and precisions are refused by name, autocast changes the arithmetic, seeds and states repeat numbers."""
 
 import random
 
@@ -12,6 +12,7 @@ from part_0.device import (
     autocast,
     available_devices,
     describe,
+    fused_attention,
     grad_scaler,
     pick_device,
     pick_precision,
@@ -65,8 +66,11 @@ def test_bf16_on_a_cpu_depends_on_the_processor(monkeypatch):
         pick_precision("bf16", CPU)
 
 
-def test_auto_precision_is_fp32_on_a_cpu():
-    assert pick_precision("auto", CPU) == pick_precision("fp32", CPU) == torch.float32
+@pytest.mark.parametrize("has_bf16, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_auto_precision_is_bf16_where_the_hardware_has_it(has_bf16, dtype, monkeypatch):
+    monkeypatch.setattr("part_0.device.cpu_has_bf16", lambda: has_bf16)
+    assert pick_precision("auto", CPU) == dtype
+    assert pick_precision("fp32", CPU) == torch.float32
 
 
 # 1 + 2^-9 needs ten significant bits: fp32 has 24 and fp16 has 11; bf16 has 8 and rounds it to 1.
@@ -84,6 +88,17 @@ def test_autocast_keeps_weights_and_gradients_in_fp32():
     with autocast(CPU, torch.bfloat16):
         layer(torch.ones(4, 3)).sum().backward()
     assert layer.weight.dtype == layer.weight.grad.dtype == torch.float32
+
+
+def test_attention_of_bf16_tensors_on_a_cpu_is_computed_in_fp32():
+    # Rounded to bf16, the result would be off by up to 2^-9 of its size; fp32 is good to a few times 2^-24.
+    torch.manual_seed(0)
+    query, key, value = (torch.randn(2, 3, 5, 4).bfloat16() for _ in range(3))
+    hidden = torch.ones(5, 5).triu(1).bool()
+    scores = (query.double() @ key.double().transpose(-2, -1) / 2).masked_fill(hidden, -torch.inf)
+    with autocast(CPU, torch.bfloat16):
+        result = fused_attention(query, key, value, is_causal=True)
+    torch.testing.assert_close(result.double(), scores.softmax(-1) @ value.double(), atol=1e-6, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
@@ -134,11 +149,16 @@ def test_a_random_state_comes_back():
     assert torch.equal(torch.rand(5), first)
 
 
-def test_a_random_state_of_another_machine_restores_the_cpu():
-    state = {**rng_state(), "cuda": [torch.zeros(16, dtype=torch.uint8)] * (torch.cuda.device_count() + 1)}
+def test_a_random_state_from_more_gpus_restores_the_cpu_alone(monkeypatch):
+    restored = []
+    monkeypatch.setattr(torch.cuda, "set_rng_state_all", restored.append)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    state = rng_state()
     first = torch.rand(2)
-    set_rng_state(state)
-    assert torch.equal(torch.rand(2), first)
+    set_rng_state({**state, "cuda": ["GPU 0", "GPU 1"]})
+    assert torch.equal(torch.rand(2), first) and restored == []
+    set_rng_state({**state, "cuda": ["GPU 0"]})
+    assert restored == [["GPU 0"]]
 
 
 def test_waiting_for_the_cpu_and_describing_it():

@@ -48,7 +48,7 @@ def test_a_run_directory_holds_all_that_was_promised(text, tmp_path):
     assert json.loads((out / "config.json").read_text())["n_layer"] == 2
     assert [record["step"] for record in records(out, "samples.jsonl")] == [0, 4, 8, 12]
     model, tokenizer, state = load_model(out / "last.pt")
-    assert state["step"] == 12 and model.n_params() == summary["params"] and tokenizer.vocab_size == 257
+    assert state["step"] == 12 and model.n_params() == summary["params"] and tokenizer.vocab_size == 256
 
 
 def test_tensorboard_s_events_say_what_metrics_jsonl_says(text, tmp_path):
@@ -165,4 +165,4 @@ def test_a_run_that_diverges_says_so(text, tmp_path):
 def test_bf16_autocast_trains_to_nearly_the_same_loss(text, tmp_path):
     losses = [train.main(config(text, tmp_path / precision, precision=precision, steps=40, eval_every=40))[-1]["val_loss"]
               for precision in supported_precisions(torch.device("cpu"))]
-    assert losses[0] < math.log(257) - 1 and losses == pytest.approx([losses[0]] * len(losses), rel=0.02)
+    assert losses[0] < math.log(256) - 1 and losses == pytest.approx([losses[0]] * len(losses), rel=0.02)
