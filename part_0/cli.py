@@ -105,10 +105,13 @@ def command_line(script, config):
     words = ["python3", f"{path.parent.name}/{path.name}"]
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
+        if value == (config.QUICK.get(field.name, field.default) if config.quick else field.default):
+            continue
         if isinstance(value, bool):
-            if value != field.default:
-                words.append(f"--{field.name}" if value else f"--no-{field.name}")
-        elif value != field.default and not (config.quick and value == config.QUICK.get(field.name)):
+            words.append(f"--{field.name}" if value else f"--no-{field.name}")
+        elif str(value).startswith("-"):  # argparse would take it for a flag
+            words.append(f"--{field.name}={value}")
+        else:
             words += [f"--{field.name}", str(value)]
     return shlex.join(words)
 

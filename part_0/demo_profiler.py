@@ -87,7 +87,7 @@ def draw(groups, floor_ms, config, device):
         label = f"{sum(row.share for row in rows):.0%}  {top}"
         ax.annotate(label, (left, y), (8, 0), textcoords="offset points", va="center", fontsize=11,
                     bbox=dict(facecolor="white", edgecolor="none", pad=1))
-        right = max(right, left / (0.97 - 0.013 * len(label)))  # a letter takes 1.3 % of the axis
+        right = max(right, left / (0.94 - 0.016 * len(label)))  # a letter takes up to 1.6 % of the axis
     ax.axvline(floor_ms, color="black", linestyle="--")
     handles = [plt.Rectangle((0, 0), 1, 1, color=color) for color in PHASES.values()]
     handles.append(plt.Line2D([], [], color="black", linestyle="--"))

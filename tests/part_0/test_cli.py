@@ -11,8 +11,6 @@ from hypothesis import strategies as st
 
 from part_0.cli import InputError, check_positive, command_line, option, parse_config, run_script
 
-known_bug = pytest.mark.xfail(strict=True, reason="command_line: QUICK's values and values that start with a dash")
-
 
 @dataclass(frozen=True)
 class Config:
@@ -93,7 +91,6 @@ def test_command_line_shows_only_what_differs(tmp_path):
         "python3 part_7/demo.py --steps 3 --data 'a b' --no-tied")
 
 
-@known_bug
 def test_command_line_of_a_quick_run_shows_only_what_differs_from_it():
     assert command_line("part_7/demo.py", parse("--quick --steps 9")) == "python3 part_7/demo.py --steps 9 --quick"
 
@@ -117,13 +114,11 @@ def test_the_command_of_a_config_gives_that_config(config):
     assert repeated(config) == config
 
 
-@known_bug
 @pytest.mark.parametrize("line", ["--quick --steps 200", "--quick --tied", "--quick --data tinyworld"])
 def test_a_quick_run_with_a_full_default_repeats(line):
     assert repeated(parse(line)) == parse(line)
 
 
-@known_bug
 @pytest.mark.parametrize("line", ["--lr=-1e-05", "--data=-dashed", "--data=--steps"])
 def test_a_value_that_starts_with_a_dash_repeats(line):
     assert repeated(parse(line)) == parse(line)
