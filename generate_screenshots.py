@@ -47,6 +47,7 @@ PART_TITLES = {0: "Foundations", 1: "Transformer core", 2: "Training a tiny lang
                9: "GRPO"}
 CHUNKS = ("Title", "Description", "Command", "Seconds")
 LARGEST = 200 * 1024  # bytes of one figure: all of them stay in git, and in one page
+SECONDS = "screenshots/seconds.json"  # how long each script took
 LAST_LINES = 15
 TICK = 1.0  # seconds between two refreshes of the progress bar
 
@@ -351,22 +352,26 @@ def select(root, words, scripts):
     return [script for script in scripts.values() if script.path in chosen or not words]
 
 
-def seconds_file(root, script):
-    """Where the times measured on this machine are kept: {script name: seconds} of one part, ignored by git."""
-    return root / f"part_{script.part}" / "out" / "seconds.json"
-
-
-def read_seconds(root, script):
+def read_seconds(root):
+    """How long each script took when it last ran, {path: seconds}; with the figures in git, so that a first run can say
+    what to expect."""
     try:
-        content = json.loads(seconds_file(root, script).read_text(encoding="utf-8"))
+        content = json.loads((root / SECONDS).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # only an estimate for the bar: absent or damaged, it is measured again
         return {}
     return content if isinstance(content, dict) else {}
 
 
+def write_seconds(root, script, seconds):
+    """Note how long a script took."""
+    (root / SECONDS).parent.mkdir(exist_ok=True)
+    times = {**read_seconds(root), script.path: round(seconds, 1)}
+    write_file(root / SECONDS, (json.dumps(times, indent=1, sort_keys=True) + "\n").encode("utf-8"))
+
+
 def expected_seconds(root, script, stored):
     """The last measured time of `script`; else the time its latest stored figure carries; else None."""
-    measured = read_seconds(root, script).get(script.name)
+    measured = read_seconds(root).get(script.path)
     drawn = [figure.seconds for figure in stored if figure.script == script.path]
     return measured if isinstance(measured, (int, float)) else max(drawn, default=None)
 
@@ -415,8 +420,7 @@ def run_one(root, script, tick):
     for figure in drawn_figures(root, script.part, strict=False):
         if figure.script == script.path and figure.path in before and figure.path not in new:
             figure.path.unlink()
-    times = {**read_seconds(root, script), script.name: round(seconds, 1)}
-    write_file(seconds_file(root, script), json.dumps(times, indent=1).encode("utf-8"))
+    write_seconds(root, script, seconds)
     return figures, seconds
 
 

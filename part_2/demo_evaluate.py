@@ -9,7 +9,6 @@ for word, where the model must say everything from under a million weights.
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
 import lzma
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -56,6 +55,17 @@ def xz_bits_per_byte(train, val):
     return 8 * (len(lzma.compress(train + val, preset=9)) - len(lzma.compress(train, preset=9))) / len(val)
 
 
+def by_position(losses, block_size):
+    """The loss by how much of its window the model has read: positions 1, 2, 3-4, 5-8, 9-16, ... together.
+
+    losses: (N,) of windows end to end. Returns the last position of each group, its mean loss and its standard error.
+    """
+    windows = losses[:len(losses) // block_size * block_size].view(-1, block_size)  # (windows, T)
+    ends = [2**i for i in range(block_size.bit_length())]
+    groups = [windows[:, end // 2:end].mean(1) for end in ends]  # each (windows,)
+    return ends, [group.mean().item() for group in groups], [group.std(correction=0).item() / len(group) ** 0.5 for group in groups]
+
+
 def main(config):
     model, tokenizer, state = load_model(config.checkpoint, pick_device(config.device))
     tokens = tokenizer.encode_to_tensor(load_corpus(state["config"]["data"]))
@@ -75,19 +85,18 @@ def main(config):
     ax_bits.bar_label(bars, fmt="%.2f", padding=3)
     ax_bits.invert_yaxis()
     ax_bits.set(xlabel="bits per byte of the validation text", xlim=(0, 9), title="fewer is better")
-    T = model.config.block_size
-    whole = losses[:len(losses) // T * T].view(-1, T)  # (windows, T)
-    mean, error = whole.mean(0), whole.std(0) / math.sqrt(len(whole))
-    ax_position.plot(range(1, T + 1), mean, color=BLUE)
-    ax_position.fill_between(range(1, T + 1), mean - error, mean + error, color=BLUE, alpha=0.25, label="± standard error")
+    position, mean, error = by_position(losses, model.config.block_size)
+    ax_position.errorbar(position, mean, error, color=BLUE, marker="o", capsize=4, label="mean ± standard error")
     ax_position.set(xlabel="bytes read of the window", ylabel="loss (nats per byte)", title="more context, less surprise",
                     xscale="log")
+    ax_position.set_xticks(position, position)
+    ax_position.minorticks_off()
     ax_position.legend()
     path = save_figure(
         fig, figure_path(__file__, "evaluate", config.quick), title="How good is the model?",
         caption="Left: bits that each method needs for a byte of text it has not seen; counting models of order 0, 1 and 2 "
-                "know the frequencies of single bytes, pairs and triples; xz looks for repeats. Right: the loss falls with the number of bytes "
-                "that the model has read of its window: it uses its context.",
+                "know the frequencies of single bytes, pairs and triples; xz looks for repeats. Right: the more "
+                "bytes of its window the model has read, the less the next one surprises it: it uses its context.",
         command=command_line(__file__, config))
     print(path)
 

@@ -70,7 +70,8 @@ def main(config):
     for (name, values), color, marker in zip(errors.items(), (ORANGE, BLUE), "so"):
         ax_error.loglog(sizes, [max(value, 1e-9) for value in values], color=color, marker=marker, markersize=5, label=name)
     ax_error.axvspan(broken[0], sizes[-1], color=RED, alpha=0.15, label="textbook: inf or nan")
-    ax_error.set(xlabel="size of the logits", ylabel="relative error in fp32", title="stable for huge logits", ylim=(5e-10, 1))
+    ax_error.set(xlabel="size of the logits", ylabel="relative error in fp32", title="stable for huge logits",
+                 ylim=(5e-10, 1e-4))
     ax_error.legend(loc="upper left")
     ax_initial.plot(vocabularies, [math.log(size) for size in vocabularies], color="black", linestyle="--", label="ln V")
     ax_initial.plot(vocabularies, losses, color=BLUE, marker="o", linestyle="none", markersize=9, label="untrained GPT")

@@ -60,7 +60,7 @@ def draw_curves(metrics, config):
 def draw_samples(samples, config):
     last = len(samples) - 1
     chosen = [samples[round(i * last / (config.n_samples - 1))] for i in range(config.n_samples)]
-    fig, ax = plt.subplots(figsize=(11, 1.25 * len(chosen) + 0.4))
+    fig, ax = plt.subplots(figsize=(11, 0.95 * len(chosen) + 0.5))
     ax.axis("off")
     ax.set(xlim=(0, 1), ylim=(len(chosen), -0.1))
     for row, record in enumerate(chosen):
@@ -72,7 +72,7 @@ def draw_samples(samples, config):
         print(f"step {record['step']:5d}  {text[:90]}")
     return save_figure(
         fig, figure_path(__file__, "training_samples", config.quick), title="What the model writes as it learns",
-        caption="The model's own text at temperature 0.8 after a line break, along the run, with the validation loss at that "
+        caption="The model's own continuation of “The ” at temperature 0.8, along the run, with the validation loss at that "
                 "step (bytes that are no ASCII are shown as ?). First noise, then letter frequencies, then words, then the "
                 "tone of the corpus.",
         command=command_line(__file__, config))

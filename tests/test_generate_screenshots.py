@@ -373,7 +373,7 @@ def test_the_gallery_grows_after_every_part(tmp_path):
     script(tmp_path, "part_2/demo_loss.py", end=look)
     assert collector.main(["--run"], tmp_path) == 0
     seen = (tmp_path / "part_2" / "out" / "demo_loss.log").read_text()
-    assert seen.strip() == "['README.md', 'index.html', 'part_1_heads.png']"
+    assert seen.strip() == "['README.md', 'index.html', 'part_1_heads.png', 'seconds.json']"
 
 
 def test_a_script_loses_the_figures_that_it_draws_no_more(tmp_path):
@@ -394,7 +394,7 @@ def test_progress_lines_tell_the_expected_time(tmp_path, capsys):
     put(tmp_path, "screenshots/part_1_a.png", png("python3 part_1/demo_heads.py", seconds="11.2"))
     put(tmp_path, "screenshots/part_1_b.png", png("python3 part_1/demo_heads.py", seconds="14.1"))
     put(tmp_path, "screenshots/part_1_c.png", png("python3 part_1/demo_timed.py", seconds="99"))
-    put(tmp_path, "part_1/out/seconds.json", json.dumps({"demo_timed.py": 21.0}).encode())
+    put(tmp_path, "screenshots/seconds.json", json.dumps({"part_1/demo_timed.py": 21.0}).encode())
     assert collector.main(["--run"], tmp_path) == 0
     starts = [line for line in capsys.readouterr().err.splitlines() if "... (" in line]
     assert starts == ["[1/3] part_1/demo_heads.py ... (expected 14 s)", "[2/3] part_1/demo_new.py ... (expected ?)",
@@ -403,10 +403,10 @@ def test_progress_lines_tell_the_expected_time(tmp_path, capsys):
 
 def test_the_measured_time_of_a_trainer_is_remembered(tmp_path, capsys):
     script(tmp_path, "part_2/train.py", end="import time; time.sleep(0.2)")
-    put(tmp_path, "part_2/out/seconds.json", b"damaged")
+    put(tmp_path, "screenshots/seconds.json", b"damaged")
     assert collector.main(["--run"], tmp_path) == 0
     assert "[1/1] part_2/train.py ... (expected ?)" in capsys.readouterr().err.splitlines()
-    measured = json.loads((tmp_path / "part_2" / "out" / "seconds.json").read_text())["train.py"]
+    measured = json.loads((tmp_path / "screenshots" / "seconds.json").read_text())["part_2/train.py"]
     assert 0.2 <= measured < 30
     assert collector.main(["--run"], tmp_path) == 0
     shown = collector.show_seconds(measured)
@@ -471,7 +471,7 @@ def test_a_failed_script_leaves_no_measured_time_and_keeps_its_old_figures(tmp_p
     old = put(tmp_path, "part_1/out/heads.png", png())
     assert collector.main(["--run"], tmp_path) == 1
     assert (tmp_path / "part_1" / "out" / "heads.png").read_bytes() == old
-    assert not (tmp_path / "part_1" / "out" / "seconds.json").exists()
+    assert not (tmp_path / "screenshots" / "seconds.json").exists()
 
 
 def test_a_script_that_draws_a_figure_without_its_caption_has_failed(tmp_path, capsys):
