@@ -1,8 +1,8 @@
 """Lesson 1.2 - what exactly does attention compute? Three tokens, and every number of it.
 
 Prints each matrix on the way and the largest difference to PyTorch's own attention, and draws them. What to see: "sat"
-asks for what "cat" offers, so its row of weights leans there and its output lies nearest to cat's value. With the causal mask
-the cells above the diagonal are exactly zero and "the" can only look at itself.
+asks for what "cat" offers, so its row of weights leans there and its output lies nearest to cat's value. With the causal
+mask the cells above the diagonal are exactly zero and "the" can only look at itself.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 

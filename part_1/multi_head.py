@@ -8,7 +8,6 @@ Two ways to the same numbers: the math path (lesson 1.3, explicit softmax) shows
 the fused path (torch's `scaled_dot_product_attention`: Dao et al. 2022, "FlashAttention") never does, and trains faster.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import nn
 

@@ -20,7 +20,6 @@ from part_0.cli import InputError
 from part_2.byte_tokenizer import ByteTokenizer
 from part_2.gpt import GPT, GPTConfig
 
-
 MAGIC = b"LLMCKPT1"
 
 

@@ -63,7 +63,8 @@ def by_position(losses, block_size):
     windows = losses[:len(losses) // block_size * block_size].view(-1, block_size)  # (windows, T)
     ends = [2**i for i in range(block_size.bit_length())]
     groups = [windows[:, end // 2:end].mean(1) for end in ends]  # each (windows,)
-    return ends, [group.mean().item() for group in groups], [group.std(correction=0).item() / len(group) ** 0.5 for group in groups]
+    errors = [group.std(correction=0).item() / len(group) ** 0.5 for group in groups]
+    return ends, [group.mean().item() for group in groups], errors
 
 
 def main(config):
@@ -72,7 +73,7 @@ def main(config):
     train, val = split_tokens(tokens, model.config.block_size)
     losses = split_losses(model, val)
     merit = figures_of_merit(losses, len(val) - 1)
-    print(f"step {state['step']}, {len(losses):,} tokens: " + ", ".join(f"{key} {value:.4f}" for key, value in merit.items()))
+    print(f"step {state['step']}, {len(losses):,} tokens: " + ", ".join(f"{key} {x:.4f}" for key, x in merit.items()))
 
     bits = {"a byte": 8.0, **{f"counts, order {order}": counting_model(train, val, order) for order in range(3)},
             "xz": xz_bits_per_byte(train[:0], val),

@@ -80,8 +80,8 @@ def main(config):
     path = save_figure(
         fig, figure_path(__file__, "loss", config.quick), title="Cross-entropy: stable, and ln V at the start",
         caption="Left: relative error of the two formulas in fp32 (points at the lower edge are exact); the textbook one "
-                "gives inf or nan as soon as a probability leaves fp32's range. Right: an untrained model knows nothing and loses ln V nats a "
-                "token; a run that starts elsewhere has a bug.",
+                "gives inf or nan as soon as a probability leaves fp32's range. Right: an untrained model knows nothing "
+                "and loses ln V nats a token; a run that starts elsewhere has a bug.",
         command=command_line(__file__, config))
     print(path)
 

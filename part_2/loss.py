@@ -5,7 +5,6 @@
 A model that knows nothing gives each of V tokens 1/V and loses ln V nats a token; this is where every run must start.
 """
 
-import torch
 
 
 def log_sum_exp(logits):

@@ -51,7 +51,8 @@ def start_run(config):
 def resume_run(config, data_hash):
     """Find the newest sound checkpoint in `config.out`, and cut the logs back to its step.
 
-    Returns (its state, what was wrong with last.pt if best.pt is used in its place, or None). InputError when there is no checkpoint, or when the run was started with other flags or on another text.
+    Returns its state, and what is wrong with last.pt if best.pt is used in its place, else None. InputError when there
+    is no checkpoint, or when the run was started with other flags or on another text.
     """
     out = Path(config.out)
     if not (out / "last.pt").exists():

@@ -122,6 +122,7 @@ def main(config):
     out = Path(config.out)
     from torch.utils.tensorboard import SummaryWriter  # here, because importing it takes a second
     tensorboard = SummaryWriter(str(out / "tensorboard"), purge_step=step)
+    tensorboard.add_text("config", json.dumps(dataclasses.asdict(config), indent=2), step)
     tokens_per_step = config.batch_size * config.block_size
     history = []
 
@@ -174,7 +175,8 @@ def main(config):
         if step % config.log_every == 0:
             if not math.isfinite(loss.item()):
                 raise InputError(f"the loss is {loss.item()} at step {step}: try a smaller --lr than {config.lr}")
-            log(tokens=(step + 1) * tokens_per_step, loss=loss.item(), lr=lr, grad_norm=grad_norm.item())
+            log(tokens=(step + 1) * tokens_per_step, seconds=seconds + time.perf_counter() - started, loss=loss.item(),
+                lr=lr, grad_norm=grad_norm.item())
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
         step += 1
         bar.update()

@@ -39,7 +39,7 @@ def generic_cases():
     for path in SCRIPTS:
         yield path, ["--no_such_flag"], "no_such_flag"
         yield path, ["stray"], "stray"
-        for name, field in module_of(path).Config.__dataclass_fields__.items():
+        for name in module_of(path).Config.__dataclass_fields__:
             if name in SIZES:
                 yield path, [f"--{name}", "0"], name
                 yield path, [f"--{name}", "many"], name

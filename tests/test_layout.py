@@ -93,8 +93,9 @@ def test_the_readme_s_table_has_every_lesson_of_every_part_there_is_in_order():
 @pytest.mark.parametrize("row", rows(), ids=lambda row: row[0])
 def test_a_row_leads_to_module_demo_figure_and_test(row):
     number, name, *cells = row
-    folders = (rf"part_{number[0]}/\w+\.py", rf"part_{number[0]}/(demo_|train)\w*\.py", rf"screenshots/part_{number[0]}_\w+\.png",
-               rf"tests/part_{number[0]}/test_\w+\.py")
+    part = f"part_{number[0]}"
+    folders = (rf"{part}/\w+\.py", rf"{part}/(demo_|train)\w*\.py", rf"screenshots/{part}_\w+\.png",
+               rf"tests/{part}/test_\w+\.py")
     assert name and len(cells) == 4
     for cell, pattern in zip(cells, folders):
         links = re.findall(r"\[[^\]]+\]\(([^)]+)\)", cell)

@@ -17,7 +17,8 @@ def commands(text):
     """The command lines in fenced bash blocks and in inline code that starts like one, each as a list of commands."""
     lines = [line for block in re.findall(r"```bash\n(.*?)```", text, re.S) for line in block.splitlines()]
     outside = re.sub(r"```.*?```", "", text, flags=re.S)
-    lines += [code for code in re.findall(r"`([^`\n]+)`", outside) if re.match(r"(python3|pip3?|conda|cd|ls|tensorboard) ", code)]
+    ours = re.compile(r"(python3|pip3?|conda|cd|ls|tensorboard) ")
+    lines += [code for code in re.findall(r"`([^`\n]+)`", outside) if ours.match(code)]
     return [line for line in (line.split("  #")[0].strip() for line in lines) if line and not line.startswith("#")]
 
 

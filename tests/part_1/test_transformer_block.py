@@ -3,7 +3,6 @@ import torch
 from torch import nn
 
 from part_1.positional_encoding import sinusoidal_table
-from part_1.single_head import causal_mask
 from part_1.transformer_block import TransformerBlock
 
 

@@ -11,8 +11,8 @@ from part_0.device import supported_precisions
 from part_2 import train
 from part_2.checkpoint import load_checkpoint, load_model
 
-TINY = dict(steps=12, batch_size=4, block_size=16, n_layer=1, n_head=2, d_model=16, warmup_steps=2, eval_every=4, log_every=1,
-            device="cpu", precision="fp32")
+TINY = dict(steps=12, batch_size=4, block_size=16, n_layer=1, n_head=2, d_model=16, warmup_steps=2, eval_every=4,
+            log_every=1, device="cpu", precision="fp32")
 
 
 @pytest.fixture
@@ -131,7 +131,8 @@ def test_resuming_a_finished_run_changes_nothing(text, tmp_path):
     assert without_seconds(records(out)) == before
 
 
-@pytest.mark.parametrize("change, complaint", [(dict(d_model=32), "--d_model 16, not 32"), (dict(lr=1.0), "--lr 0.002, not 1")])
+@pytest.mark.parametrize("change, complaint", [(dict(d_model=32), "--d_model 16, not 32"),
+                                               (dict(lr=1.0), "--lr 0.002, not 1")])
 def test_resuming_with_other_flags_is_refused_and_nothing_lost(text, tmp_path, change, complaint):
     out = tmp_path / "run"
     train.main(config(text, out))
