@@ -76,8 +76,8 @@ def main(config):
         fig, figure_path(__file__, "layer_norm", config.quick), title="What norms and residuals do for depth",
         caption="An untrained stack in four variants. Read the middle panel from right to left, as the gradient travels: in "
                 "the plain stack it shrinks layer by layer, and of the signal (left) only the biases remain, so that all "
-                "tokens are alike (right). A norm alone keeps both alive, but tokens still grow alike. With a residual connection "
-                "the gradient reaches the first layer at full size and tokens stay different.",
+                "tokens are alike (right). A norm alone keeps both alive, but tokens still grow alike. With a residual "
+                "connection the gradient reaches the first layer at full size and tokens stay different.",
         command=command_line(__file__, config))
     print(path)
 

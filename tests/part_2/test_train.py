@@ -132,7 +132,7 @@ def test_resuming_a_finished_run_changes_nothing(text, tmp_path):
 
 
 @pytest.mark.parametrize("change, complaint", [(dict(d_model=32), "--d_model 16, not 32"),
-                                               (dict(lr=1.0), "--lr 0.002, not 1")])
+                                               (dict(lr=1.0), "--lr 0.003, not 1")])
 def test_resuming_with_other_flags_is_refused_and_nothing_lost(text, tmp_path, change, complaint):
     out = tmp_path / "run"
     train.main(config(text, out))
