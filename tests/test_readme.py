@@ -1,5 +1,6 @@
 """Every command, path and link that README.md and the lesson pages name exists and parses."""
 
+import itertools
 import re
 import shlex
 
@@ -27,6 +28,7 @@ def check(line):
     folder = ROOT
     for command in re.split(r"&&|;|\|\|", line):
         words = command.split() if "\\" in command else shlex.split(command)
+        words = list(itertools.dropwhile(re.compile(r"\w+=").match, words))  # VARIABLE=value before a command
         if words[0] == "cd":
             folder = (folder / words[1]).resolve()
             assert folder.is_dir() and folder.is_relative_to(ROOT), f"{line}: no folder {words[1]}"
