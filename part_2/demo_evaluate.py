@@ -2,8 +2,8 @@
 
 Evaluates a trained checkpoint over its whole validation split and compares its bits per byte with models that only count
 (how often a byte follows the one or two before it), with the compressor xz, and with 8, the size of a byte. Beside it the
-loss by position in the window. What to see: the model is well ahead of counting, and the more of a window it has read the
-better it foresees the rest. Only xz with the whole training text at hand may be ahead of it: it copies long passages word
+loss by position in the window. What to see: the model is well ahead of counting, and it foresees more once it has read a
+few bytes of its window. Only xz with the whole training text at hand may be ahead of it: it copies long passages word
 for word, where the model must say everything from under a million weights.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
@@ -96,8 +96,8 @@ def main(config):
     path = save_figure(
         fig, figure_path(__file__, "evaluate", config.quick), title="How good is the model?",
         caption="Left: bits that each method needs for a byte of text it has not seen; counting models of order 0, 1 and 2 "
-                "know the frequencies of single bytes, pairs and triples; xz looks for repeats. Right: the more "
-                "bytes of its window the model has read, the less the next one surprises it: it uses its context.",
+                "know the frequencies of single bytes, pairs and triples; xz looks for repeats. Right: the loss "
+                "falls as the model reads more of its window, most of it in the first sixteen bytes: it uses its context.",
         command=command_line(__file__, config))
     print(path)
 

@@ -7,6 +7,7 @@ it learns words; the text goes from noise to letters, to words, to sentences tha
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
 import math
+import re
 import textwrap
 from dataclasses import dataclass
 from typing import ClassVar
@@ -64,8 +65,8 @@ def draw_samples(samples, config):
     ax.axis("off")
     ax.set(xlim=(0, 1), ylim=(len(chosen), -0.1))
     for row, record in enumerate(chosen):
-        # Only ASCII: the figure's font lacks most of what an untrained model's bytes may spell.
-        text = record["text"].encode("ascii", "replace").decode().strip().translate({c: "?" for c in range(32)} | {10: " "})
+        # Only printable ASCII: the figure's font lacks most of what an untrained model's bytes may spell.
+        text = re.sub(r"[^ -~]", "?", " ".join(record["text"].split()))
         shown = "\n".join(textwrap.wrap(text.replace("$", r"\$"), 84)[:3])
         ax.text(0, row, f"step {record['step']}\n{record['val_loss']:.2f} nats", color=BLUE, va="top", weight="bold")
         ax.text(0.12, row, shown, family="monospace", va="top")
@@ -73,7 +74,7 @@ def draw_samples(samples, config):
     return save_figure(
         fig, figure_path(__file__, "training_samples", config.quick), title="What the model writes as it learns",
         caption="The model's own continuation of “The ” at temperature 0.8, along the run, with the validation loss at that "
-                "step (bytes that are no ASCII are shown as ?). First noise, then letter frequencies, then words, then the "
+                "step (white space folded; what is no printable ASCII is shown as ?). First noise, then letter frequencies, then words, then the "
                 "tone of the corpus.",
         command=command_line(__file__, config))
 
