@@ -18,12 +18,8 @@ from tqdm import tqdm
 from part_0.cli import QUICK_HELP, check_positive, command_line, option, run_script
 from part_0.device import set_seed
 from part_0.plotting import figure_path, heatmap, plt, save_figure
-from part_1.layer_norm import LayerNorm
+from part_1.induction import ALPHABET, N_TOKENS, AttentionOnlyModel, induction_scores, offset_scores, repeating_sequences
 from part_1.multi_head import MultiHeadAttention, merge_heads
-from part_1.positional_encoding import LearnedPositionalEncoding
-
-ALPHABET = "abcdefghijklmnopqrstuvwxyz "
-N_TOKENS = 48  # length of a training sequence
 
 
 @dataclass(frozen=True)
@@ -45,45 +41,6 @@ class Config:
         MultiHeadAttention(self.d_model, self.n_head)  # refuses a width that the heads do not divide
 
 
-class AttentionOnlyModel(nn.Module):
-    """Two layers of attention on a residual stream, nothing else: the smallest model that can do induction."""
-
-    def __init__(self, config):
-        super().__init__()
-        self.embed = nn.Embedding(len(ALPHABET), config.d_model)
-        self.position = LearnedPositionalEncoding(N_TOKENS, config.d_model)
-        for table in (self.embed, self.position):
-            nn.init.normal_(table.weight, 0, 0.3)
-        self.norms = nn.ModuleList(LayerNorm(config.d_model) for _ in range(3))
-        self.layers = nn.ModuleList(MultiHeadAttention(config.d_model, config.n_head, bias=False) for _ in range(2))
-        self.head = nn.Linear(config.d_model, len(ALPHABET), bias=False)
-
-    def forward(self, tokens, weights=None):
-        """tokens: (B, T). Returns logits (B, T, V). A list given as `weights` gets each layer's (B, H, T, T)."""
-        x = self.embed(tokens) + self.position(torch.arange(tokens.shape[1]))  # (B, T, C)
-        for norm, layer in zip(self.norms, self.layers):
-            if weights is not None:
-                weights.append(layer.attention_weights(norm(x), causal=True))
-            x = x + layer(norm(x), causal=True)
-        return self.head(self.norms[-1](x))
-
-    @torch.no_grad()
-    def attention_weights(self, tokens):
-        """The attention weights of both layers, (2, B, H, T, T)."""
-        self(tokens, weights := [])
-        return torch.stack(weights)
-
-
-def repeating_sequences(batch_size):
-    """Random letters with a random period. Returns tokens (B, T) and the periods (B, 1), so that tokens[t] = tokens[t - p].
-
-    The period differs from row to row: a head cannot get away with looking a fixed number of tokens back.
-    """
-    periods = torch.randint(6, 20, (batch_size, 1))
-    letters = torch.randint(len(ALPHABET), (batch_size, N_TOKENS))
-    return letters.gather(1, torch.arange(N_TOKENS) % periods), periods
-
-
 def train(model, config):
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps + 1, pct_start=0.1)
@@ -91,7 +48,7 @@ def train(model, config):
     for _ in bar:
         tokens, periods = repeating_sequences(config.batch_size)
         logits = model(tokens[:, :-1])
-        known = torch.arange(1, N_TOKENS) > periods  # (B, T-1): targets that could be found earlier in the row
+        known = torch.arange(1, N_TOKENS) > periods  # (B, T-1): targets that followed this token before
         loss = nn.functional.cross_entropy(logits[known], tokens[:, 1:][known])
         optimizer.zero_grad()
         loss.backward()
@@ -100,23 +57,6 @@ def train(model, config):
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     accuracy = (logits[known].argmax(-1) == tokens[:, 1:][known]).float().mean()
     print(f"after {config.steps} steps: {accuracy:.1%} of the repeated letters foreseen (chance {1 / len(ALPHABET):.1%})")
-
-
-def head_roles(model):
-    """What each head does on fresh repeating sequences, as the mean weight that it puts on a pattern.
-
-    Returns offsets (H, 4): layer 1's weight on the token 0, 1, 2, 3 back; and induction (H,): layer 2's weight on what
-    followed this token in all earlier rounds together.
-    """
-    tokens, periods = repeating_sequences(64)
-    t = torch.arange(N_TOKENS)
-    back = t[:, None] - t[None, :]  # (T, T): query position - key position
-    later_round = t[None, :] >= periods  # (B, T): queries whose token came before
-    layer_1, layer_2 = model.attention_weights(tokens)  # each (B, H, T, T)
-    offsets = torch.stack([layer_1.diagonal(-k, dim1=2, dim2=3).mean((0, 2)) for k in range(4)], dim=1)
-    followed = (back >= 0) & ((back + 1) % periods[:, :, None] == 0)  # (B, T, T)
-    on_pattern = (layer_2 * followed[:, None]).sum(-1).transpose(0, 1)  # (H, B, T)
-    return offsets, on_pattern[:, later_round].mean(-1)
 
 
 def trace_shapes(layer, x):
@@ -131,19 +71,20 @@ def trace_shapes(layer, x):
 
 def main(config):
     set_seed(config.seed)
-    model = AttentionOnlyModel(config)
+    model = AttentionOnlyModel(config.d_model, config.n_head)
     for name, tensor in trace_shapes(model.layers[0], torch.randn(1, len(config.sentence), config.d_model)).items():
         print(f"{name:32s} {tuple(tensor.shape)}")
     sentence = torch.tensor([[ALPHABET.index(letter) for letter in config.sentence]])
     untrained = model.attention_weights(sentence)[:, 0]  # (2, H, T, T)
     train(model, config)
     trained = model.attention_weights(sentence)[:, 0]
-    offsets, induction = head_roles(model)
+    tokens, periods = repeating_sequences(64)
+    layer_1, layer_2 = model.attention_weights(tokens)
 
     fig, axes = plt.subplots(3, config.n_head, figsize=(2.9 * config.n_head, 9), sharex=True, sharey=True, squeeze=False)
     letters = config.sentence.replace(" ", "·")
-    roles_1 = [f": {row.argmax()} back {row.max():.2f}" for row in offsets]
-    roles_2 = [f": induction {weight:.2f}" for weight in induction]
+    roles_1 = [f": {row.argmax()} back {row.max():.2f}" for row in offset_scores(layer_1)]
+    roles_2 = [f": induction {weight:.2f}" for weight in induction_scores(layer_2, periods)]
     rows = (("untrained layer 2", untrained[1], [""] * config.n_head), ("trained layer 1", trained[0], roles_1),
             ("trained layer 2", trained[1], roles_2))
     for row, (name, weights, roles) in zip(axes, rows):
@@ -158,8 +99,8 @@ def main(config):
         title=f"What heads look at in “{config.sentence}”, before and after training",
         caption="Rows are queries, columns keys (· is a space); a row sums to 1. Untrained heads spread their weight. After "
                 "training on repeating random letters, heads of layer 1 look a fixed number of tokens back (a bright "
-                "diagonal), and heads of layer 2 look at what followed when this letter came before: the second “to be” "
-                "lights up the first. The numbers are the mean weight on that pattern in fresh sequences.",
+                "diagonal), and heads of layer 2 look at what followed when this letter came before: where a phrase comes "
+                "again, its first time lights up. The numbers are the mean weight on that pattern in fresh sequences.",
         command=command_line(__file__, config))
     print(path)
 
