@@ -74,8 +74,8 @@ def draw_samples(samples, config):
     return save_figure(
         fig, figure_path(__file__, "training_samples", config.quick), title="What the model writes as it learns",
         caption="The model's own continuation of “The ” at temperature 0.8, along the run, with the validation loss at that "
-                "step (white space folded; what is no printable ASCII is shown as ?). First noise, then letter frequencies, then words, then the "
-                "tone of the corpus.",
+                "step (white space folded; what is no printable ASCII is shown as ?). First noise, then letter "
+                "frequencies, then words, then the tone of the corpus.",
         command=command_line(__file__, config))
 
 
