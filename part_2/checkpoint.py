@@ -26,11 +26,14 @@ MAGIC = b"LLMCKPT1"
 def write_atomically(path, content):
     """Replace the file at `path` by `content` (bytes) in one moment."""
     temporary = Path(f"{path}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_json(path, content):

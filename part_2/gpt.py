@@ -30,7 +30,7 @@ class GPTConfig:
     d_model: int
     dropout: float = 0.0
     bias: bool = True
-    tie_embeddings: bool = True
+    tie_embeddings: bool = False
     positions: str = "learned"
 
     def __post_init__(self):

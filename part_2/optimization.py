@@ -28,7 +28,9 @@ def warmup_cosine(step, steps, lr, min_lr, warmup_steps):
     The first update takes lr / warmup_steps, update warmup_steps - 1 the full lr; from there half a cosine leads to min_lr
     at `steps`, and it stays there.
     """
+    if step >= steps:
+        return min_lr
     if step < warmup_steps:
         return lr * (step + 1) / warmup_steps
-    progress = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
+    progress = (step - warmup_steps) / (steps - warmup_steps)
     return min_lr + 0.5 * (lr - min_lr) * (1 + math.cos(math.pi * progress))

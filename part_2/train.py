@@ -188,9 +188,9 @@ def main(config):
                "params": model.n_params(), "seconds": seconds,
                "tokens_per_second": config.steps * tokens_per_step / seconds}
     write_json(out / "summary.json", summary)
-    print(json.dumps(summary, indent=2))
     print(f"the run is in {out}; look at it with: python3 part_2/demo_training.py"
           + ("" if out == RUNS / "train" else f" --run {out}"))
+    print(json.dumps(summary, indent=2))
     return [*history, summary]
 
 

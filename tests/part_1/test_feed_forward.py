@@ -49,3 +49,9 @@ def test_each_token_is_worked_on_alone():
     moved = (layer(changed) - layer(x)).abs().amax(-1)[0] > 0
     assert moved.tolist() == [False, False, True, False]
     assert math.isfinite(layer(x * 1e4).sum().item())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_biases_are_there_only_when_asked_for(bias):
+    names = {name for name, _ in FeedForward(6, bias=bias).named_parameters()}
+    assert names == {"expand.weight", "contract.weight"} | ({"expand.bias", "contract.bias"} if bias else set())

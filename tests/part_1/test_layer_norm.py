@@ -30,6 +30,26 @@ def test_numbers_worked_by_hand():
     assert normalised.tolist() == pytest.approx([-2 / 1.870829, -1 / 1.870829, 0, 3 / 1.870829], abs=1e-5)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_eps_is_an_argument(fused):
+    x = torch.tensor([[1.0, 2.0, 4.0]])
+    assert torch.allclose(LayerNorm(3, eps=0.5, fused=fused)(x), nn.LayerNorm(3, eps=0.5)(x), atol=1e-6)
+
+
+def test_only_the_fused_path_calls_torch_s_kernel(monkeypatch):
+    def kernel(*arguments):
+        raise AssertionError("torch's kernel was called")
+
+    monkeypatch.setattr("torch.nn.functional.layer_norm", kernel)
+    LayerNorm(3, fused=False)(torch.randn(2, 3))
+    with pytest.raises(AssertionError, match="kernel"):
+        LayerNorm(3)(torch.randn(2, 3))
+
+
+def test_the_result_has_the_input_s_dtype():
+    assert layer_norm(torch.randn(2, 4).bfloat16(), torch.ones(4), torch.zeros(4)).dtype == torch.bfloat16
+
+
 def test_eps_is_inside_the_root():
     # A constant row has variance 0: 0 / sqrt(0 + eps) = 0, and a tiny spread d gives d / sqrt(d^2 + eps).
     assert layer_norm(torch.full((3,), 7.0), torch.ones(3)).tolist() == [0, 0, 0]

@@ -81,3 +81,24 @@ def test_dropout_acts_in_training_only(fused):
     assert not torch.equal(attention(x), attention(x))
     attention.eval()
     assert torch.equal(attention(x), attention(x))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_biases_are_there_only_when_asked_for(bias):
+    names = {name for name, _ in MultiHeadAttention(8, 2, bias=bias).named_parameters()}
+    assert names == {"qkv.weight", "project.weight"} | ({"qkv.bias", "project.bias"} if bias else set())
+
+
+def test_the_fused_path_is_the_default_and_the_math_path_does_not_touch_it(monkeypatch):
+    calls = []
+
+    def fused_attention(query, key, value, **options):
+        calls.append(options)
+        return torch.zeros_like(value)
+
+    monkeypatch.setattr("part_1.multi_head.fused_attention", fused_attention)
+    x = torch.randn(1, 3, 8)
+    MultiHeadAttention(8, 2, fused=False)(x)
+    assert not calls
+    MultiHeadAttention(8, 2, dropout=0.25)(x, causal=True)
+    assert calls == [dict(dropout_p=0.25, is_causal=True)]

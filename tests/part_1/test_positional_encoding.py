@@ -38,6 +38,7 @@ def test_far_positions_keep_their_precision():
 
 def test_modules_take_positions_of_any_shape():
     positions = torch.tensor([[3, 1], [0, 3]])
+    assert torch.equal(SinusoidalPositionalEncoding(4, 6, base=50.0)(positions), sinusoidal_table(4, 6, 50.0)[positions])
     for module in (SinusoidalPositionalEncoding(4, 6), LearnedPositionalEncoding(4, 6)):
         rows = module(positions)
         assert rows.shape == (2, 2, 6)

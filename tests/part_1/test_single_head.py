@@ -6,6 +6,7 @@ from part_1.single_head import SingleHeadAttention, causal_mask, scaled_dot_prod
 
 
 def test_causal_mask_lets_a_token_see_itself_and_the_past():
+    assert causal_mask(3, device="meta").device.type == "meta"
     assert causal_mask(3).tolist() == [[True, False, False], [True, True, False], [True, True, True]]
 
 
@@ -43,6 +44,10 @@ def test_any_mask_is_an_argument_and_blocked_keys_do_not_matter():
 def test_the_value_may_have_another_width():
     output, weights = SingleHeadAttention(8, 4, d_value=3)(torch.randn(2, 5, 8))
     assert output.shape == (2, 5, 3) and weights.shape == (2, 5, 5)
+
+
+def test_a_head_is_three_matrices_without_biases():
+    assert [tuple(p.shape) for p in SingleHeadAttention(8, 4, d_value=3).parameters()] == [(4, 8), (4, 8), (3, 8)]
 
 
 def test_scores_keep_variance_one_only_when_divided_by_sqrt_d():

@@ -77,3 +77,19 @@ def test_dropout_acts_in_training_only():
     assert not torch.equal(block(x), block(x))
     block.eval()
     assert torch.equal(block(x), block(x))
+
+
+@pytest.mark.parametrize("silent", ["attention.project", "feed_forward.contract"])
+def test_each_branch_is_dropped_out_before_it_is_added(silent):
+    torch.manual_seed(0)
+    block, x = TransformerBlock(64, 4, dropout=0.25), torch.randn(4, 32, 64)
+    linear = block.get_submodule(silent)  # with one branch silenced, what is added is the other one alone
+    nn.init.zeros_(linear.weight)
+    nn.init.zeros_(linear.bias)
+    dropped = (block(x) - x == 0).float().mean().item()
+    assert dropped == pytest.approx(0.25, abs=0.03)
+    assert block.attention.dropout == 0.25
+
+
+def test_without_bias_nothing_has_one():
+    assert not [name for name, _ in TransformerBlock(16, 4, bias=False).named_parameters() if "bias" in name]

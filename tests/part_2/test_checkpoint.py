@@ -48,7 +48,15 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(OSError):
         write_atomically(path, b"new")
-    assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_the_new_content_comes_by_renaming_and_not_by_writing_over_the_old_file(tmp_path):
+    path, hard_link = tmp_path / "a.pt", tmp_path / "link"
+    write_atomically(path, b"old")
+    hard_link.hardlink_to(path)
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new" and hard_link.read_bytes() == b"old"
 
 
 def test_code_in_a_checkpoint_does_not_run(tmp_path):

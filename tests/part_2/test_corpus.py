@@ -1,5 +1,6 @@
 import importlib.util
 import sys
+import types
 
 import pytest
 
@@ -18,6 +19,24 @@ def test_python_docs_lose_no_paragraph():
     from pydoc_data.topics import topics
     theirs = {part.strip() for text in topics.values() for part in text.split("\n\n")} - {""}
     assert {part.strip() for part in load_corpus("python-docs").split("\n\n")} == theirs
+
+
+def test_python_docs_keep_order_and_indentation_and_the_first_of_equal_paragraphs(monkeypatch):
+    fake = types.ModuleType("pydoc_data.topics")
+    fake.topics = {"b": "same\n\n   indented\n   twice\n", "a": "\nfirst\n\nsame\n\n\n\nlast", "c": "indented\n   twice"}
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", fake)
+    assert load_corpus("python-docs") == "first\n\nsame\n\nlast\n\n   indented\n   twice"
+
+
+def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+    (tmp_path / "secret.txt").write_text("x", encoding="utf-8")
+
+    def denied(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pathlib.Path.read_bytes", denied)
+    with pytest.raises(InputError, match="secret.txt.*Permission denied"):
+        load_corpus(str(tmp_path / "secret.txt"))
 
 
 def test_python_docs_missing_from_a_python_is_said(monkeypatch):

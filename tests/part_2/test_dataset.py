@@ -49,3 +49,5 @@ def test_a_text_too_short_for_the_block_size_is_refused_with_what_is_needed():
     split_tokens(torch.arange(50), block_size=4)  # 5 validation tokens: 4 inputs and their targets
     with pytest.raises(InputError, match="49 tokens.*block_size 4.*at least 50"):
         split_tokens(torch.arange(49), block_size=4)
+    with pytest.raises(InputError, match="30 tokens.*block_size 4.*at least 5[01]"):  # here the training part is short
+        split_tokens(torch.arange(30), block_size=4, val_fraction=0.9)

@@ -18,10 +18,11 @@ class BigramModel(torch.nn.Module):
         self.table = torch.nn.Parameter(table / table.sum(1, keepdim=True))
 
     def forward(self, tokens):
+        self.seen = torch.is_autocast_enabled("cpu"), torch.is_grad_enabled()
         return self.table[tokens].log()
 
 
-@pytest.mark.parametrize("n", [6, 7, 11, 16, 53])  # with and without a shorter last window
+@pytest.mark.parametrize("n", [6, 7, 10, 11, 15, 16, 53])  # with and without a shorter last window
 def test_every_token_but_the_first_is_predicted_once_and_in_order(n):
     model = BigramModel()
     tokens = torch.randint(4, (n,), generator=torch.Generator().manual_seed(n))
@@ -54,3 +55,12 @@ def test_figures_of_merit_worked_by_hand():
     merit = figures_of_merit(torch.full((3,), math.log(4)), n_bytes=6)
     assert merit["val_loss"] == pytest.approx(math.log(4)) and merit["perplexity"] == pytest.approx(4)
     assert merit["bits_per_byte"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_evaluation_runs_in_the_precision_asked_for_and_without_gradients(dtype):
+    model, tokens = BigramModel(), torch.randint(4, (40,))
+    split_losses(model, tokens, dtype=dtype)
+    assert model.seen == (dtype == torch.bfloat16, False)
+    windows_loss(model, tokens[None, :5], tokens[None, 1:6], dtype)
+    assert model.seen == (dtype == torch.bfloat16, False)

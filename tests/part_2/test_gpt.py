@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from part_1.positional_encoding import sinusoidal_table
 from part_2.gpt import GPT, GPTConfig
 
 SHAPE = dict(vocab_size=50, block_size=16, n_layer=3, n_head=4, d_model=24)
@@ -108,3 +109,23 @@ def test_more_tokens_than_the_context_are_refused():
 def test_a_shape_that_cannot_be_built_is_refused(change, complaint):
     with pytest.raises(ValueError, match=complaint):
         GPTConfig(**{**SHAPE, **change})
+
+
+def test_the_embedding_is_dropped_out_in_training():
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(**{**SHAPE, "d_model": 64}, dropout=0.25))
+    model.blocks, model.norm, model.head = nn.ModuleList(), nn.Identity(), nn.Identity()
+    tokens = torch.randint(50, (16, 16))
+    assert (model(tokens) == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert (model.eval()(tokens) != 0).all()
+    assert [block.dropout for block in GPT(GPTConfig(**SHAPE, dropout=0.25)).blocks] == [0.25] * 3
+
+
+def test_without_bias_nothing_has_one():
+    assert not [name for name, _ in GPT(GPTConfig(**SHAPE, bias=False)).named_parameters() if "bias" in name]
+
+
+def test_sinusoidal_positions_are_the_table_of_lesson_1_1_and_not_learned():
+    model = GPT(GPTConfig(**SHAPE, positions="sinusoidal"))
+    assert torch.equal(model.position_embedding(torch.arange(16)), sinusoidal_table(16, 24))
+    assert GPT(GPTConfig(**SHAPE)).n_params() - model.n_params() == 16 * 24

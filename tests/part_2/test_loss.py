@@ -10,14 +10,16 @@ from part_2.gpt import GPT, GPTConfig
 from part_2.loss import cross_entropy, log_sum_exp, token_losses
 
 
+@pytest.mark.parametrize("ignore_index", [-100, 2, 300])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4])
-def test_equals_torch_s_loss_and_gradient(scale):
+def test_equals_torch_s_loss_and_gradient(scale, ignore_index):
     torch.manual_seed(0)
     logits = torch.randn(4, 5, 7) * scale
     targets = torch.randint(7, (4, 5))
-    targets[0, :3] = -100
+    targets[0, :3] = ignore_index
     mine, other = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    loss, expected = cross_entropy(mine, targets), F.cross_entropy(other.flatten(0, 1), targets.flatten())
+    loss = cross_entropy(mine, targets, ignore_index)
+    expected = F.cross_entropy(other.flatten(0, 1), targets.flatten(), ignore_index=ignore_index)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     loss.backward()
     expected.backward()

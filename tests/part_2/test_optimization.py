@@ -20,6 +20,7 @@ def test_schedule_at_the_moments_that_matter():
 
 def test_a_run_of_warmup_only_and_a_run_without_warmup():
     assert [warmup_cosine(s, 3, 0.3, 0.0, 3) for s in range(3)] == pytest.approx([0.1, 0.2, 0.3])
+    assert warmup_cosine(3, 3, 0.3, 0.01, 3) == 0.01  # the end is the floor even where there was no way down
     assert warmup_cosine(0, 10, 0.5, 0.0, 0) == 0.5
 
 
