@@ -50,14 +50,22 @@ def _finite_float(text):
     return value
 
 
-_finite_float.__name__ = "float"  # argparse names the type in its message: "invalid float value: 'nan'"
+def _int_64(text):
+    value = int(text)
+    if not -2**63 <= value < 2**63:
+        raise ValueError(text)
+    return value
+
+
+# argparse names the type in its message: "invalid float value: 'nan'"
+_finite_float.__name__, _int_64.__name__ = "float", "64-bit int"
 
 
 def _flag_type(annotation):
-    """`int` from `int` or `int | None`; floats must be finite."""
+    """What turns a flag's text into `annotation` (or into X of `X | None`); floats must be finite, ints fit torch's."""
     if isinstance(annotation, types.UnionType):
         annotation = next(kind for kind in typing.get_args(annotation) if kind is not type(None))
-    return _finite_float if annotation is float else annotation
+    return {float: _finite_float, int: _int_64}.get(annotation, annotation)
 
 
 def build_parser(config_class, description):

@@ -33,7 +33,9 @@ class Config:
     QUICK: ClassVar[dict] = dict(checkpoint=str(RUNS / "quick" / "best.pt"), n_new=8)
 
     def __post_init__(self):
-        check_positive(self, "n_new", "n_bars")
+        check_positive(self, "n_new")
+        if not 1 <= self.n_bars <= 256:
+            raise InputError(f"--n_bars must be from 1 to 256, not {self.n_bars}")
         if not self.prompt:
             raise InputError("--prompt must not be empty")
 

@@ -69,6 +69,8 @@ class Config:
 
     def __post_init__(self):
         check_positive(self, "steps", "batch_size", "lr", "grad_clip", "eval_every", "log_every")
+        if not self.out:
+            raise InputError("--out must not be empty")
         if self.warmup_steps < 0 or self.min_lr < 0 or self.weight_decay < 0:
             raise InputError("--warmup_steps, --min_lr and --weight_decay must not be negative")
         if not 0 <= self.beta2 < 1:

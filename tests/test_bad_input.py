@@ -15,6 +15,9 @@ SPECIAL = [  # script, flags, what the line must say
     ("part_1/demo_visualize_multi_head.py", ["--sentence", "Äpfel!"], "a-z"),
     ("part_1/demo_transformer_block.py", ["--n_head", "5"], "divisible"),
     ("part_2/demo_byte_tokenizer.py", ["--data", "{tmp}/missing.txt"], "neither a file nor"),
+    ("part_2/demo_sampling.py", ["--n_bars", "257"], "256"),
+    ("part_2/demo_sampling.py", ["--prompt", ""], "empty"),
+    ("part_2/train.py", ["--out", ""], "empty"),
     ("part_2/demo_training.py", ["--run", "{tmp}/none"], "python3 part_2/train.py"),
     ("part_2/demo_sampling.py", ["--checkpoint", "{tmp}/none.pt"], "python3 part_2/train.py"),
     ("part_2/demo_sampling.py", ["--checkpoint", "{tmp}/binary"], "no checkpoint"),
@@ -45,6 +48,7 @@ def generic_cases():
                 yield path, [f"--{name}", "many"], name
             elif name == "seed":
                 yield path, ["--seed", "1.5"], "seed"
+                yield path, ["--seed", str(2**63)], "seed"
             elif name == "device":
                 yield path, ["--device", "tpu"], "tpu"
 
