@@ -6,6 +6,7 @@ become zero unless the loss is scaled up before the backward pass and the gradie
 """
 
 import contextlib
+import platform
 import random
 
 import numpy as np
@@ -38,8 +39,12 @@ def pick_device(name="auto"):
 
 def cpu_has_bf16():
     """Whether this processor multiplies bf16 in hardware (AVX512-BF16, AMX or Arm's bf16); without it bf16 is slower."""
-    # torch has no public query that covers x86 and Arm; this is the one its own compiler asks.
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    # torch has no public query that covers x86 and Arm.
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    if platform.machine().lower() in ("x86_64", "amd64"):  # there oneDNN also says yes to plain AVX512, which emulates it
+        return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return True
 
 
 def supported_precisions(device):

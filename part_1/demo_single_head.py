@@ -2,7 +2,8 @@
 
 For random queries and keys of growing width D, with and without the division: how large the largest weight of a row is,
 and how much of the softmax's gradient is left (the Frobenius norm of its Jacobian, diag(a) - a a^T). What to see: without
-the division the softmax saturates as D grows. One key takes everything, the gradient goes, and the head stops learning.
+the division the softmax saturates as D grows: in most rows one key takes everything and hardly any gradient is left, while
+the few undecided rows pass on a very large one. (For the narrowest heads the undivided Jacobian is even larger.)
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -61,7 +62,7 @@ def main(config):
     path = save_figure(
         fig, figure_path(__file__, "single_head", config.quick), title="Why scores are divided by sqrt(D)",
         caption="Undivided scores have variance D: as heads get wider the softmax puts all weight on one key (left) and its "
-                "gradient goes to zero (right). Divided by sqrt(D), neither depends on the width.",
+                "gradient shrinks (right; for narrow heads it is first larger). Divided by sqrt(D), neither depends on the width.",
         command=command_line(__file__, config))
     print(path)
 

@@ -51,7 +51,7 @@ def influence(block, x, causal):
 @torch.no_grad()
 def shuffle_effect(block, x, positions):
     """Relative change of the last output when the tokens before it are shuffled. x: (T, C); positions: (T, C)."""
-    order = torch.cat((torch.randperm(len(x) - 1).roll(1), torch.tensor([len(x) - 1])))
+    order = torch.cat((torch.arange(len(x) - 1).flip(0), torch.tensor([len(x) - 1])))
     before, after = (block((tokens + positions)[None])[0, -1] for tokens in (x, x[order]))
     return ((after - before).norm() / before.norm()).item()
 

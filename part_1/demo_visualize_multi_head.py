@@ -82,8 +82,9 @@ def main(config):
     layer_1, layer_2 = model.attention_weights(tokens)
 
     fig, axes = plt.subplots(3, config.n_head, figsize=(2.9 * config.n_head, 9), sharex=True, sharey=True, squeeze=False)
+    T = len(config.sentence)
     letters = config.sentence.replace(" ", "·")
-    roles_1 = [f": {row.argmax()} back {row.max():.2f}" for row in offset_scores(layer_1)]
+    roles_1 = [f": {row.argmax()} back {row.max():.2f}" for row in offset_scores(layer_1[:, :, :T, :T])]
     roles_2 = [f": induction {weight:.2f}" for weight in induction_scores(layer_2, periods)]
     rows = (("untrained layer 2", untrained[1], [""] * config.n_head), ("trained layer 1", trained[0], roles_1),
             ("trained layer 2", trained[1], roles_2))
@@ -100,7 +101,8 @@ def main(config):
         caption="Rows are queries, columns keys (· is a space); a row sums to 1. Untrained heads spread their weight. After "
                 "training on repeating random letters, heads of layer 1 look a fixed number of tokens back (a bright "
                 "diagonal), and heads of layer 2 look at what followed when this letter came before: where a phrase comes "
-                "again, its first time lights up. The numbers are the mean weight on that pattern in fresh sequences.",
+                "again, its first time lights up. The numbers are the mean weight on that pattern in fresh sequences (layer 1: "
+                "among as many tokens as the sentence has).",
         command=command_line(__file__, config))
     print(path)
 

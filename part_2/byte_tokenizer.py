@@ -26,7 +26,7 @@ class ByteTokenizer:
         return list(text.encode("utf-8"))
 
     def encode_to_tensor(self, text):
-        """The ids of a whole corpus as a (T,) uint8 tensor: a byte a byte, where a list of int would take 36."""
+        """The ids of a whole corpus as a (T,) uint8 tensor: a byte for each, where a list of int takes eight."""
         return torch.from_numpy(np.frombuffer(text.encode("utf-8"), dtype=np.uint8).copy())
 
     def decode_bytes(self, ids):

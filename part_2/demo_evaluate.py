@@ -8,13 +8,14 @@ for word, where the model must say everything from under a million weights.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
+import hashlib
 import lzma
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 
-from part_0.cli import QUICK_HELP, command_line, option, run_script
+from part_0.cli import QUICK_HELP, InputError, command_line, option, run_script
 from part_0.device import DEVICES, pick_device
 from part_0.plotting import BLUE, ORANGE, figure_path, plt, save_figure
 from part_2.checkpoint import load_model
@@ -69,7 +70,10 @@ def by_position(losses, block_size):
 
 def main(config):
     model, tokenizer, state = load_model(config.checkpoint, pick_device(config.device))
-    tokens = tokenizer.encode_to_tensor(load_corpus(state["config"]["data"]))
+    text = load_corpus(state["config"]["data"])
+    if hashlib.sha256(text.encode("utf-8")).hexdigest() != state["data_hash"]:
+        raise InputError(f"{config.checkpoint} was trained on another text than {state['config']['data']} is now")
+    tokens = tokenizer.encode_to_tensor(text)
     train, val = split_tokens(tokens, model.config.block_size)
     losses = split_losses(model, val)
     merit = figures_of_merit(losses, len(val) - 1)

@@ -30,4 +30,4 @@ def cross_entropy(logits, targets, ignore_index=-100):
     if not kept.any():
         raise ValueError(f"every target is ignore_index {ignore_index}: there is nothing to average")
     losses = token_losses(logits, targets.where(kept, 0))
-    return (losses * kept).sum() / kept.sum()
+    return losses.where(kept, 0.0).sum() / kept.sum()  # not losses * kept: infinity times 0 is no number

@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from part_0.cli import InputError
-from part_2.checkpoint import load_checkpoint, write_json
+from part_2.checkpoint import load_checkpoint, write_atomically, write_json
 
 MAY_CHANGE = {"data", "out", "device", "precision", "resume", "quick"}  # flags that a resumed run may give anew
 
@@ -27,7 +27,8 @@ def read_records(out, name):
     path = Path(out) / name
     if not path.is_file():
         raise InputError(f"there is no {path}; make the run with: python3 part_2/train.py")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if line.endswith("\n")]  # a crash may have cut the last one short
 
 
 def start_run(config):
@@ -35,7 +36,7 @@ def start_run(config):
 
     Returns where the earlier run is now, or None. InputError when the directory cannot be written.
     """
-    out, previous = Path(config.out), None
+    out, previous = Path(config.out).resolve(), None
     try:
         if (out / "config.json").exists():
             previous = out.with_name(out.name + ".previous")
@@ -69,5 +70,5 @@ def resume_run(config, data_hash):
         raise InputError(f"{out} was started on another text than --data {config.data} is now")
     for name in ("metrics.jsonl", "samples.jsonl"):  # what came after the checkpoint will come again
         kept = [record for record in read_records(out, name) if record["step"] < state["step"]]
-        (out / name).write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        write_atomically(out / name, "".join(json.dumps(record) + "\n" for record in kept).encode("utf-8"))
     return state, damage

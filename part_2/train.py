@@ -73,6 +73,8 @@ class Config:
             raise InputError("--out must not be empty")
         if self.warmup_steps < 0 or self.min_lr < 0 or self.weight_decay < 0:
             raise InputError("--warmup_steps, --min_lr and --weight_decay must not be negative")
+        if self.min_lr > self.lr:
+            raise InputError(f"--min_lr {self.min_lr} must not be above --lr {self.lr}")
         if not 0 <= self.beta2 < 1:
             raise InputError(f"--beta2 must be in [0, 1), not {self.beta2}")
         self.model_config(vocab_size=256)  # refuses a shape that cannot be built
@@ -88,6 +90,12 @@ def write_sample(model, tokenizer, seed):
     prompt = torch.tensor([tokenizer.encode("The ")], device=device)
     tokens = generate(model, prompt, 200, temperature=0.8, generator=torch.Generator(device).manual_seed(seed))
     return tokenizer.decode(tokens[0].tolist())
+
+
+def check_finite(loss, step, config):
+    """InputError when the run has diverged."""
+    if not math.isfinite(loss):
+        raise InputError(f"the loss is {loss} at step {step}: try a smaller --lr than {config.lr}")
 
 
 def main(config):
@@ -115,7 +123,8 @@ def main(config):
             print(f"{damage}; going on from best.pt, step {state['step']}")
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty unless the run was in fp16
+            scaler.load_state_dict(state["scaler"])
         batches.set_state(state["batches"])
         set_rng_state(state["rng"])
         step, seconds, best = state["step"], state["seconds"], state["best"]
@@ -141,6 +150,7 @@ def main(config):
             synchronize(device)
             seconds += time.perf_counter() - started  # evaluation does not count as training time
             val_loss = windows_loss(model, val_inputs, val_targets, dtype)
+            check_finite(val_loss, step, config)
             sample = write_sample(model, tokenizer, config.seed)
             log(tokens=step * tokens_per_step, seconds=seconds, val_loss=val_loss)
             append_record(out, "samples.jsonl", {"step": step, "val_loss": val_loss, "text": sample})
@@ -175,8 +185,7 @@ def main(config):
         scaler.update()
 
         if step % config.log_every == 0:
-            if not math.isfinite(loss.item()):
-                raise InputError(f"the loss is {loss.item()} at step {step}: try a smaller --lr than {config.lr}")
+            check_finite(loss.item(), step, config)
             log(tokens=(step + 1) * tokens_per_step, seconds=seconds + time.perf_counter() - started, loss=loss.item(),
                 lr=lr, grad_norm=grad_norm.item())
             bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)

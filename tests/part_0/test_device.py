@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from part_0.cli import InputError
+from part_0 import device as device_module
 from part_0.device import (
     DTYPES,
     autocast,
@@ -164,3 +165,10 @@ def test_a_random_state_from_more_gpus_restores_the_cpu_alone(monkeypatch):
 def test_waiting_for_the_cpu_and_describing_it():
     synchronize(CPU)
     assert f"{torch.get_num_threads()} threads" in describe(CPU)
+
+
+def test_an_x86_processor_that_only_emulates_bf16_does_not_count_as_having_it(monkeypatch):
+    monkeypatch.setattr("platform.machine", lambda: "x86_64")
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    assert not device_module.cpu_has_bf16()

@@ -67,3 +67,8 @@ def test_an_untrained_gpt_loses_about_ln_v():
 def test_bf16_logits_are_summed_in_fp32():
     logits = torch.zeros(1, 4096, dtype=torch.bfloat16)
     assert token_losses(logits, torch.tensor([0])).item() == pytest.approx(math.log(4096), abs=1e-5)
+
+
+def test_an_ignored_row_may_even_be_impossible():
+    logits = torch.tensor([[float("-inf"), 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    assert cross_entropy(logits, torch.tensor([-100, 1])).item() == pytest.approx(math.log(4))

@@ -306,3 +306,19 @@ def test_bf16_autocast_trains_to_nearly_the_same_loss(text, tmp_path):
     losses = [train.main(config(text, tmp_path / precision, precision=precision, steps=40, eval_every=40))[-1]["val_loss"]
               for precision in supported_precisions(torch.device("cpu"))]
     assert losses[0] < math.log(256) - 1 and losses == pytest.approx([losses[0]] * len(losses), rel=0.02)
+
+
+def test_a_line_cut_short_by_a_crash_does_not_stop_a_resume(text, tmp_path):
+    out = tmp_path / "run"
+    train.main(config(text, out))
+    before = without_seconds(records(out))
+    with open(out / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 1')
+    train.main(config(text, out, resume=True))
+    assert without_seconds(records(out)) == before
+
+
+def test_a_validation_loss_that_is_no_number_ends_the_run_with_advice(text, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "windows_loss", lambda *arguments: math.nan)
+    with pytest.raises(InputError, match="loss is nan at step 0.*smaller --lr"):
+        train.main(config(text, tmp_path / "run"))
