@@ -65,14 +65,23 @@ def load_checkpoint(path):
         raise InputError(f"checkpoint {path} holds more than tensors, numbers and strings; it is not loaded") from None
 
 
-def load_model(path, device="cpu"):
-    """Rebuild model (in eval mode) and tokenizer from a checkpoint of part_2/train.py; nothing else needs to be known.
+def build_gpt(sizes):
+    """A GPT from the dict that a checkpoint holds as "model_config"."""
+    return GPT(GPTConfig(**sizes))
 
-    Returns (model, tokenizer, state). InputError when there is no such checkpoint.
+
+def load_model(path, device="cpu", build=build_gpt, trainer="part_2/train.py"):
+    """Rebuild model (in eval mode) and tokenizer from a checkpoint of `trainer`; nothing else needs to be known.
+
+    build: turns the checkpoint's "model_config" into a model. Returns (model, tokenizer, state). InputError when there is
+    no such checkpoint, or one of another trainer.
     """
     if not Path(path).is_file():
-        raise InputError(f"there is no checkpoint {path}; make one with: python3 part_2/train.py")
+        raise InputError(f"there is no checkpoint {path}; make one with: python3 {trainer}")
     state = load_checkpoint(path)
-    model = GPT(GPTConfig(**state["model_config"]))
-    model.load_state_dict(state["model"])
+    try:
+        model = build(state["model_config"])
+        model.load_state_dict(state["model"])
+    except (KeyError, TypeError, RuntimeError):  # what is missing, unknown, or of another shape
+        raise InputError(f"{path} is no checkpoint of {trainer}, but of another model") from None
     return model.to(device).eval(), ByteTokenizer(state["special_tokens"]), state

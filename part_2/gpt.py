@@ -45,6 +45,19 @@ class GPTConfig:
             raise ValueError(f"positions must be one of {', '.join(POSITIONS)}, not {self.positions}")
 
 
+@torch.no_grad()
+def scaled_initialisation(model, n_layer):
+    """GPT-2's initialisation: weights from N(0, 0.02), biases 0. The two projections of each block that write to the
+    residual stream get 0.02 / sqrt(2L), so that the stream's variance does not grow with the depth L."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(("attention.project.weight", "feed_forward.contract.weight")):
+            parameter.normal_(0, 0.02 / math.sqrt(2 * n_layer))
+        elif parameter.ndim == 2:
+            parameter.normal_(0, 0.02)
+        elif name.endswith("bias"):
+            parameter.zero_()
+
+
 class GPT(nn.Module):
     """A decoder-only Transformer language model."""
 
@@ -60,21 +73,9 @@ class GPT(nn.Module):
             for _ in range(config.n_layer))
         self.norm = LayerNorm(config.d_model, bias=config.bias)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
-        self.initialise()
+        scaled_initialisation(self, config.n_layer)
         if config.tie_embeddings:
             self.head.weight = self.token_embedding.weight
-
-    @torch.no_grad()
-    def initialise(self):
-        """GPT-2's initialisation: weights from N(0, 0.02), biases 0. The two projections of each block that write to the
-        residual stream get 0.02 / sqrt(2L), so that the stream's variance does not grow with the depth L."""
-        for name, parameter in self.named_parameters():
-            if name.endswith(("attention.project.weight", "feed_forward.contract.weight")):
-                parameter.normal_(0, 0.02 / math.sqrt(2 * self.config.n_layer))
-            elif parameter.ndim == 2:
-                parameter.normal_(0, 0.02)
-            elif name.endswith("bias"):
-                parameter.zero_()
 
     def forward(self, tokens):
         """tokens: (B, T) int64 with T <= block_size. Returns logits (B, T, V). ValueError for a longer T."""

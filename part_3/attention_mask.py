@@ -1,0 +1,25 @@
+"""Lesson 3.5 - one function says who may look at whom: training, prefill and decoding all ask it.
+
+    visible(q, k) = k <= q  and  (q - k < window  or  k < sinks)
+
+Sliding window (Beltagy et al. 2020, "Longformer"; Jiang et al. 2023, "Mistral 7B", section 2): a query sees itself and the
+window - 1 tokens before it, so cost and memory stop growing with the text; through L layers information still travels
+L (window - 1) tokens. Attention sinks (Xiao et al. 2024, "Efficient Streaming Language Models with Attention Sinks"): the
+first few tokens stay visible for ever, because trained models park there the attention that they need nowhere else.
+
+q and k are positions in the text, not places in a tensor: that is why a cache may keep its keys in any order.
+"""
+
+
+def attention_mask(query_positions, key_positions, window=None, sinks=0):
+    """Which query may look at which key; True = may, as in torch's `scaled_dot_product_attention`.
+
+    query_positions: (T,) or (B, T); key_positions: (S,) or (B, S). A negative position is padding or an empty place: no
+    real query sees it. A padding query sees only padding, so that no row of the mask is empty, as the softmax needs.
+    window: None for no limit. Returns bool (T, S), or (B, T, S) where rows differ.
+    """
+    query, key = query_positions[..., :, None], key_positions[..., None, :]
+    visible = (key <= query) & ((key < 0) == (query < 0))
+    if window is not None:
+        visible &= (query - key < window) | (key < sinks)
+    return visible

@@ -1,0 +1,216 @@
+"""Lesson 3.4 - ModernGPT: Part 2's GPT with each piece replaced by what today's open models use (Llama, Mistral, Qwen).
+
+    x = E[tokens];   x <- x + Attention(RMSNorm(x));   x <- x + SwiGLU(RMSNorm(x));   logits = RMSNorm(x) W
+
+                  Part 2's GPT           ModernGPT                                          flag
+    norm          LayerNorm              RMSNorm (3.1)                                      norm
+    positions     learned, added         rotary, inside attention (3.2)                     positions, rope_*
+    feed-forward  GELU                   SwiGLU (3.3)                                       mlp
+    attention     H key-value heads      H_kv of them (3.4), window and sinks (3.5)         n_kv_head, window, sinks
+    biases        yes                    no                                                 bias
+
+Every piece can be switched back to its ancestor; with all of them switched back it is Part 2's GPT, weight for weight.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from part_1.feed_forward import FeedForward
+from part_1.layer_norm import LayerNorm
+from part_1.positional_encoding import LearnedPositionalEncoding, SinusoidalPositionalEncoding
+from part_2.checkpoint import load_model as load_part_2_model
+from part_2.gpt import scaled_initialisation
+from part_3.attention import Attention
+from part_3.attention_mask import attention_mask
+from part_3.kv_cache import RollingCache, StaticCache, StreamingCache
+from part_3.rms_norm import RMSNorm
+from part_3.rope import PAIRINGS, rotation
+from part_3.swiglu import SwiGLU, swiglu_width
+
+NORMS = ("rmsnorm", "layernorm")
+POSITIONS = ("rope", "learned", "sinusoidal", "none")
+MLPS = ("swiglu", "gelu")
+CACHES = {"static": StaticCache, "rolling": RollingCache, "streaming": StreamingCache}
+
+
+@dataclass(frozen=True)
+class ModernGPTConfig:
+    """The shape of a ModernGPT. ValueError for one that cannot be built.
+
+    block_size: the length it is trained at, and the limit where positions are not rotary; n_kv_head: H_kv, n_head when None;
+    d_hidden: the feed-forward layer's width, None for 8/3 C rounded up (SwiGLU) or 4C (GELU); window: how many tokens a
+    query sees, itself included, None for all; sinks: first tokens that stay visible; rope_scale: positions are divided by it.
+    """
+
+    vocab_size: int
+    block_size: int
+    n_layer: int
+    n_head: int
+    d_model: int
+    n_kv_head: int | None = None
+    d_hidden: int | None = None
+    norm: str = "rmsnorm"
+    norm_eps: float = 1e-5
+    positions: str = "rope"
+    rope_base: float = 10000.0
+    rope_scale: float = 1.0
+    rope_pairing: str = "half"
+    mlp: str = "swiglu"
+    qk_norm: bool = False
+    window: int | None = None
+    sinks: int = 0
+    tie_embeddings: bool = False
+    bias: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        if self.n_kv_head is None:
+            object.__setattr__(self, "n_kv_head", self.n_head)
+        if self.d_hidden is None:
+            object.__setattr__(self, "d_hidden", swiglu_width(self.d_model) if self.mlp == "swiglu" else 4 * self.d_model)
+        for name in ("vocab_size", "block_size", "n_layer", "n_head", "d_model", "n_kv_head", "d_hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.d_model % self.n_head:
+            raise ValueError(f"d_model {self.d_model} must be divisible by n_head {self.n_head}")
+        if self.n_head % self.n_kv_head:
+            raise ValueError(f"n_head {self.n_head} must be divisible by n_kv_head {self.n_kv_head}")
+        for name, allowed in (("norm", NORMS), ("positions", POSITIONS), ("mlp", MLPS), ("rope_pairing", PAIRINGS)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)}")
+        if self.positions == "rope" and self.d_head % 2:
+            raise ValueError(f"rotary positions turn pairs of columns: d_model / n_head must be even, not {self.d_head}")
+        if self.rope_base <= 1 or self.rope_scale <= 0:
+            raise ValueError(f"rope_base must be above 1 and rope_scale above 0, not {self.rope_base} and {self.rope_scale}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1, not {self.window}")
+        if self.sinks < 0 or (self.sinks and self.window is None):
+            raise ValueError(f"sinks must be 0 or more, and 0 without a window (all tokens are visible), not {self.sinks}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
+
+    @property
+    def d_head(self):
+        """Head width D = C/H."""
+        return self.d_model // self.n_head
+
+
+class ModernBlock(nn.Module):
+    """The pre-norm block of lesson 1.7 with the pieces that the config names: (B, T, C) in, (B, T, C) out."""
+
+    def __init__(self, config):
+        super().__init__()
+        C, bias = config.d_model, config.bias
+        self.norm_1 = make_norm(config)
+        self.attention = Attention(C, config.n_head, config.n_kv_head, bias, config.qk_norm, config.dropout)
+        self.norm_2 = make_norm(config)
+        self.feed_forward = (SwiGLU if config.mlp == "swiglu" else FeedForward)(C, config.d_hidden, bias=bias)
+        self.dropout = config.dropout
+
+    def forward(self, x, **options):
+        """x: (B, T, C); options: those of `Attention.forward`. Returns (B, T, C)."""
+        x = x + F.dropout(self.attention(self.norm_1(x), **options), self.dropout, self.training)
+        return x + F.dropout(self.feed_forward(self.norm_2(x)), self.dropout, self.training)
+
+
+def make_norm(config):
+    """The norm that the config names, of width C."""
+    if config.norm == "rmsnorm":
+        return RMSNorm(config.d_model, config.norm_eps)
+    return LayerNorm(config.d_model, bias=config.bias, eps=config.norm_eps)
+
+
+class ModernGPT(nn.Module):
+    """A decoder-only language model from the pieces of Part 3. The names of its weights are those of Part 2's GPT."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
+        if config.positions in ("learned", "sinusoidal"):
+            encoding = LearnedPositionalEncoding if config.positions == "learned" else SinusoidalPositionalEncoding
+            self.position_embedding = encoding(config.block_size, config.d_model)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList(ModernBlock(config) for _ in range(config.n_layer))
+        self.norm = make_norm(config)
+        self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        scaled_initialisation(self, config.n_layer)
+        if config.tie_embeddings:
+            self.head.weight = self.token_embedding.weight
+
+    def embed(self, tokens, positions):
+        """Token vectors (B, T, C), with position vectors added where the model has such. positions: (T,) or (B, T)."""
+        x = self.token_embedding(tokens)
+        if self.config.positions in ("learned", "sinusoidal"):
+            x = x + self.position_embedding(positions.clamp(min=0))  # padding may take any: no token looks at it
+        return self.dropout(x)
+
+    def rotation(self, positions):
+        """The rotary rotation of these positions, (T,) or (B, T); None for a model without rotary positions."""
+        config = self.config
+        if config.positions != "rope":
+            return None
+        return rotation(positions, config.d_head, config.rope_base, config.rope_scale, config.rope_pairing)
+
+    def hidden_states(self, tokens, positions=None, cache=None):
+        """The last layer's output after the final norm: what the head reads.
+
+        tokens: (B, T) int64. positions: (B, T) int64, -1 for padding; None for 0 ... T-1, or for going on where the cache
+        stands. cache: one made by `new_cache`; its tokens are seen too, and these are added to it. Returns (B, T, C); rows
+        of padding hold nothing of use. ValueError for tokens that do not fit into the cache or a table of positions.
+        """
+        B, T = tokens.shape
+        config = self.config
+        if cache is not None and not cache.takes(T):  # what the cache shows changes with every token
+            parts = (None,) * T if positions is None else positions.split(1, dim=1)
+            return torch.cat([self.hidden_states(*step, cache) for step in zip(tokens.split(1, dim=1), parts)], dim=1)
+        longest = T if cache is None else cache.length + T
+        if config.positions in ("learned", "sinusoidal") and longest > config.block_size:
+            raise ValueError(f"{longest} tokens do not fit into a context of {config.block_size}")
+        if cache is not None:
+            positions, key_positions = cache.begin(T, positions)
+        elif positions is None:
+            positions = torch.arange(T, device=tokens.device)
+            key_positions = None if config.window is None or T <= config.window + config.sinks else positions
+        else:
+            key_positions = positions
+
+        # One mask and one rotation serve all layers. No mask is needed where nothing but the future must be hidden.
+        mask = None
+        if key_positions is not None:
+            mask = attention_mask(positions, key_positions, config.window, config.sinks)
+            mask = mask if mask.ndim == 2 else mask[:, None]  # (B, T, S) -> (B, 1, T, S)
+        options = dict(mask=mask, causal=mask is None and T > 1, rotation=self.rotation(positions), cache=cache)
+        if cache is not None and not cache.keys_rotated:
+            options["key_rotation"] = self.rotation(cache.key_positions)
+        x = self.embed(tokens, positions)
+        for layer, block in enumerate(self.blocks):
+            x = block(x, layer=layer, **options)
+        return self.norm(x)
+
+    def forward(self, tokens, positions=None, cache=None):
+        """Arguments as of `hidden_states`. Returns logits (B, T, V)."""
+        return self.head(self.hidden_states(tokens, positions, cache))
+
+    def new_cache(self, kind, batch_size, capacity=None):
+        """An empty cache: "static" (capacity: the most tokens a row), "rolling" or "streaming" (for models with a window)."""
+        if kind not in CACHES:
+            raise ValueError(f"cache must be one of {', '.join(CACHES)}, not {kind}")
+        if kind == "streaming" and self.config.positions != "rope":
+            raise ValueError("positions in the cache need rotary positions")
+        weight = self.head.weight
+        device = weight.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+        return CACHES[kind](self.config, batch_size, capacity, weight.device, dtype)
+
+    def n_params(self):
+        """Number of weights; a tied matrix counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+
+def load_model(path, device="cpu"):
+    """Rebuild model (in eval mode) and tokenizer from a checkpoint of part_3/train.py. Returns (model, tokenizer, state)."""
+    return load_part_2_model(path, device, lambda sizes: ModernGPT(ModernGPTConfig(**sizes)), "part_3/train.py")
