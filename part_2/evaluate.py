@@ -59,4 +59,5 @@ def windows_loss(model, inputs, targets, dtype=torch.float32):
 def figures_of_merit(losses, n_bytes):
     """losses: (N,) nats; n_bytes: what the N tokens decode to. Returns a dict: val_loss, perplexity, bits_per_byte."""
     loss = losses.double().mean().item()
-    return {"val_loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": loss / math.log(2) * len(losses) / n_bytes}
+    return {"val_loss": loss, "perplexity": math.exp(min(loss, 700.0)),  # exp(710) is too large for a float
+            "bits_per_byte": loss / math.log(2) * len(losses) / n_bytes}

@@ -6,7 +6,6 @@ A model that knows nothing gives each of V tokens 1/V and loses ln V nats a toke
 """
 
 
-
 def log_sum_exp(logits):
     """log sum exp over the last axis, finite for any finite logits: with the maximum taken off nothing overflows."""
     # The shift cancels in the result, so no gradient needs to pass through the maximum.
