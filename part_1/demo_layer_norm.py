@@ -68,7 +68,7 @@ def through_the_stack(residual, norm, he, seed, config):
 
 
 def main(config):
-    fig, axes = plt.subplots(2, 3, figsize=(12, 7.5), sharex=True)
+    fig, axes = plt.subplots(2, 3, figsize=(11, 6.5), sharex=True)
     depth = range(1, config.n_layer + 1)
     for he, (ax_signal, ax_gradient, ax_alike) in enumerate(axes):
         init = ("torch's default", "He et al.")[he]
@@ -93,11 +93,11 @@ def main(config):
     axes[1, 0].legend()
     path = save_figure(
         fig, figure_path(__file__, "layer_norm", config.quick), title="What norms and residuals do for depth",
-        caption="An untrained stack in four variants; read the gradient from right to left, as it travels. Top: with torch's "
-                "small default weights, the plain stack's gradient shrinks layer by layer, of its signal only the biases "
-                "remain, and all tokens become alike. Bottom: with the larger weights of He et al. (2015) the signal grows "
-                "from layer to layer wherever there is no norm. With a norm neither happens; only residual and norm together "
-                "also keep the tokens apart in both rows.",
+        caption="An untrained stack in four variants; read the gradient from right to left, as it travels. Top: with "
+                "torch's small default weights, the plain stack's gradient shrinks layer by layer, of its signal only the "
+                "biases remain, and all tokens become alike. Bottom: with the larger weights of He et al. (2015) the signal "
+                "grows from layer to layer wherever there is no norm. With a norm neither happens; only residual and norm "
+                "together also keep the tokens apart in both rows.",
         command=command_line(__file__, config))
     print(path)
 
