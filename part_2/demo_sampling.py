@@ -38,6 +38,10 @@ class Config:
             raise InputError(f"--n_bars must be from 1 to 256, not {self.n_bars}")
         if not self.prompt:
             raise InputError("--prompt must not be empty")
+        try:
+            self.prompt.encode("utf-8")
+        except UnicodeEncodeError:  # bytes of the command line that are no text
+            raise InputError("--prompt must be valid UTF-8") from None
 
 
 @torch.no_grad()
