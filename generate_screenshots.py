@@ -10,7 +10,8 @@ A demo draws into its part's out/ folder, which git ignores. part_1/out/heads.pn
 and screenshots/README.md and screenshots/index.html (one file that needs nothing else, light and dark, phone and desk)
 show all of screenshots/part_*.png. Title, caption, command and seconds come from the PNG's own text chunks, where
 `part_0.plotting.save_figure` puts them; a figure without them is refused. With --run the page is written anew after
-each part, and a script's output goes to out/<script>.log.
+each part, a script's output goes to out/<script>.log, and the time of the whole script, noted in screenshots/seconds.json,
+takes the place of the figure's own seconds.
 
 A screenshot is removed only when the script that its command names has drawn figures again, and not this one.
 Figures of --quick runs (out/quick) are never collected. Exit codes: 0, 1 when a script failed, 2 for wrong input,
@@ -30,7 +31,7 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
 from string import Template
@@ -146,9 +147,14 @@ def drawn_figures(root, part="[0-9]", strict=True):
 
 
 def stored_figures(root):
-    """The figures in screenshots/, by part, then in the order of the lessons that draw them, then by name."""
+    """The figures in screenshots/, by part, then in the order of the lessons that draw them, then by name.
+
+    Their seconds are those that --run measured for the whole script, where it did: a script cannot see its own start.
+    """
     order = {path: index for index, path in enumerate(find_scripts(root))}
+    measured = {f"python3 {path}": seconds for path, seconds in read_seconds(root).items()}  # run without flags
     figures = [read_figure(root, path) for path in (root / "screenshots").glob("part_[0-9]_*.png")]
+    figures = [replace(figure, seconds=measured.get(figure.command, figure.seconds)) for figure in figures]
     return sorted(figures, key=lambda figure: (part_of(figure), order.get(figure.script, len(order)), figure.path.name))
 
 
@@ -359,7 +365,8 @@ def read_seconds(root):
         content = json.loads((root / SECONDS).read_text(encoding="utf-8"))
     except (OSError, ValueError):  # only an estimate for the bar: absent or damaged, it is measured again
         return {}
-    return content if isinstance(content, dict) else {}
+    times = content if isinstance(content, dict) else {}
+    return {path: seconds for path, seconds in times.items() if isinstance(seconds, (int, float))}
 
 
 def write_seconds(root, script, seconds):
@@ -371,9 +378,8 @@ def write_seconds(root, script, seconds):
 
 def expected_seconds(root, script, stored):
     """The last measured time of `script`; else the time its latest stored figure carries; else None."""
-    measured = read_seconds(root).get(script.path)
     drawn = [figure.seconds for figure in stored if figure.script == script.path]
-    return measured if isinstance(measured, (int, float)) else max(drawn, default=None)
+    return read_seconds(root).get(script.path, max(drawn, default=None))
 
 
 def run_child(root, script, log, tick):

@@ -80,8 +80,8 @@ def main(config):
                 title="From raw text to an aligned model", command=command_line(__file__, config),
                 caption="Each column is a stage: what it takes in, what it hands on, and below what it costs, in FLOP "
                         "and as a multiple of pretraining. Blue is calculated (6ND) for a model of this repository's "
-                        "size, orange is as published. Pretraining costs the most in both. The model's size cancels in "
-                        "the multiples: they compare how many tokens a stage sees.")
+                        "size, orange is as published (for pretraining by the same rule). Pretraining costs the most in "
+                        "both. The model's size cancels in the multiples: they compare how many tokens a stage sees.")
     return stages
 
 

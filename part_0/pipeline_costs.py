@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 PETAFLOP_S_DAY = 1e15 * 24 * 60 * 60  # a day at 10^15 FLOP/s: the unit of the papers, 8.64e19 FLOP
 
-# Compute as published, in petaflop/s-days: GPT-3 175B pretraining (Brown et al. 2020, table D.1); its SFT and PPO-ptx
-# (Ouyang et al. 2022, section 5.1). For the 6B reward model no figure was published.
+# Compute as published, in petaflop/s-days: GPT-3 175B pretraining (Brown et al. 2020, table D.1, calculated there by the
+# rule above); its SFT and PPO-ptx (Ouyang et al. 2022, section 5.1). For the 6B reward model no figure was published.
 PUBLISHED_PETAFLOP_S_DAYS = {"pretraining": 3640.0, "SFT": 4.9, "RL": 60.0}
 
 

@@ -71,7 +71,7 @@ def save_figure(fig, path, *, title, caption, command):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.suptitle(title)
+    fig.suptitle(title, parse_math=False)  # a title may quote a text, whatever dollar signs stand in it
     chunks = {"Title": title, "Description": caption, "Command": command,
               "Seconds": f"{time.perf_counter() - _STARTED:.1f}"}
     temporary = path.with_suffix(".png.tmp")

@@ -1,9 +1,9 @@
 """Lesson 1.2 - attention by hand: NumPy, three tokens, numbers small enough to check with a pencil.
 
-    Q = X Wq,  K = X Wk,  V = X Wv          what each token asks, offers, and hands over
-    S = Q K^T / sqrt(D)                     how well each question fits each offer
-    A = softmax(S)                          every row is a weighting that sums to 1
-    Y = A V                                 each token takes a weighted mean of what is handed over
+    Q = X Wq,  K = X Wk,  V = X Wv          each token's query, key and value
+    S = Q K^T / sqrt(D)                     scores: how well each query fits each key
+    A = softmax(S)                          weights: every row sums to 1
+    Y = A V                                 output: each token's weighted mean of the values
 
 (Vaswani et al. 2017, equation 1.)
 """

@@ -1,8 +1,8 @@
 """Lesson 1.2 - what exactly does attention compute? Three tokens, and every number of it.
 
-Prints each matrix on the way and the largest difference to PyTorch's own attention, and draws them. What to see: "sat"
-asks for what "cat" offers, so its row of weights leans there and its output lies nearest to cat's value. With the causal
-mask the cells above the diagonal are exactly zero and "the" can only look at itself.
+Prints each matrix on the way with its largest difference to PyTorch's, and draws them. What to see: the query of "sat" fits
+the key of "cat" best, so its row of weights leans there and its output lies nearest to cat's value. With the causal mask
+the weights above the diagonal are exactly zero and "the" can only look at itself.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from part_0.cli import QUICK_HELP, command_line, option, run_script
 from part_0.plotting import figure_path, heatmap, plt, save_figure
-from part_1.attention_numpy import TOKENS, W_KEY, W_QUERY, W_VALUE, X, attention
+from part_1.attention_numpy import TOKENS, W_KEY, W_QUERY, W_VALUE, Attention, X, attention
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,18 @@ class Config:
     causal: bool = option(True, "let a token see only itself and what is before it")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = {}
+
+
+def torch_attention(x, w_query, w_key, w_value, causal=False):
+    """The same by PyTorch: arguments and result as in `attention`. With the identity as values the output is the weights."""
+    x, *matrices = (torch.from_numpy(part) for part in (x, w_query, w_key, w_value))
+    query, key, value = (F.linear(x, matrix.T) for matrix in matrices)
+    scores = torch.einsum("id,jd->ij", query, key) / query.shape[-1] ** 0.5
+    if causal:
+        scores = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), float("-inf"))
+    weights, output = (F.scaled_dot_product_attention(query[None], key[None], values[None], is_causal=causal)[0]
+                       for values in (torch.eye(len(x), dtype=x.dtype), value))
+    return Attention(*(part.numpy() for part in (query, key, value, scores, weights, output)))
 
 
 def main(config):
@@ -35,14 +47,15 @@ def main(config):
         for row in matrix:
             print("  ".join(f"{value:9.6f}" for value in row))
 
-    query, key, value = (torch.from_numpy(part)[None, None] for part in (result.query, result.key, result.value))
-    theirs = F.scaled_dot_product_attention(query, key, value, is_causal=config.causal)[0, 0].numpy()
-    print(f"\nlargest difference to torch's scaled_dot_product_attention: {np.abs(theirs - result.output).max():.1e}")
+    print("\nlargest difference to PyTorch")
+    for name, ours, theirs in zip(result._fields, result, torch_attention(X, W_QUERY, W_KEY, W_VALUE, config.causal)):
+        visible = ours > -np.inf  # not the masked scores
+        print(f"{name:8s} {np.abs(theirs[visible] - ours[visible]).max():.1e}")
 
     fig, axes = plt.subplots(2, 3, figsize=(10, 6))
-    panels = (("Q = X Wq", "what each token asks"), ("K = X Wk", "what each offers"), ("V = X Wv", "what each hands over"),
-              ("S = Q K^T / sqrt(2)", "how well they fit"), ("A = softmax(S)", "weights, a row sums to 1"),
-              ("Y = A V", "the weighted means"))
+    panels = (("Q = X Wq", "queries"), ("K = X Wk", "keys"), ("V = X Wv", "values"),
+              ("S = Q K^T / sqrt(2)", "scores: query times key"), ("A = softmax(S)", "weights: a row sums to 1"),
+              ("Y = A V", "outputs: means of the values"))
     for ax, (name, meaning) in zip(axes.flat, panels):
         square = name[0] in "SA"
         heatmap(ax, matrices[name], fmt="{:.2f}", cmap="cividis", yticks=TOKENS, xticks=TOKENS if square else range(2),
@@ -50,9 +63,9 @@ def main(config):
         ax.set_title(f"{name}\n{meaning}")
     path = save_figure(
         fig, figure_path(__file__, "attention_numpy", config.quick), title="Attention by hand: three tokens",
-        caption="Top: each token's question, offer and value. Bottom: question times offer gives the scores, softmax turns "
-                "each row into weights that sum to 1, and the output is the weighted mean of the values. With the causal "
-                "mask a token has no score for a later one (blank), so its weight there is exactly 0.",
+        caption="Top: each token's query, key and value. Bottom: the dot products of queries and keys give the scores, "
+                "softmax turns each row into weights that sum to 1, and the output is the weighted mean of the values. With "
+                "the causal mask a token has no score for a later one (blank), so its weight there is exactly 0.",
         command=command_line(__file__, config))
     print(path)
 

@@ -1,4 +1,4 @@
-"""Lesson 1.1 - can attention read the distance between two tokens off their position vectors?
+"""Lesson 1.1 - what do the position vectors of two tokens say about the distance between them?
 
 Draws the sinusoidal table, and the dot product of every pair of rows against the distance between them. What to see: for
 the sinusoidal table a single curve, because the product depends on distance alone. For a learned table before training a
@@ -55,8 +55,8 @@ def main(config):
     path = save_figure(
         fig, figure_path(__file__, "positional_encoding", config.quick), title="Positions as vectors",
         caption="Left: each row is one position, each pair of columns a clock hand; the left ones turn fast. Right: the "
-                "sinusoidal dot products of all pairs lie on one curve, so distance can be read off whatever the position; "
-                "an untrained learned table knows nothing of distance.",
+                "sinusoidal dot products of all pairs lie on one curve: the dot product depends on the distance alone. An "
+                "untrained learned table knows nothing of distance.",
         command=command_line(__file__, config))
     print(path)
 

@@ -62,7 +62,8 @@ def main(config):
     path = save_figure(
         fig, figure_path(__file__, "single_head", config.quick), title="Why scores are divided by sqrt(D)",
         caption="Undivided scores have variance D: as heads get wider the softmax puts all weight on one key (left) and its "
-                "gradient shrinks (right; for narrow heads it is first larger). Divided by sqrt(D), neither depends on the width.",
+                "gradient shrinks (right; for narrow heads it is first larger). Divided by sqrt(D), neither depends on the "
+                "width.",
         command=command_line(__file__, config))
     print(path)
 

@@ -101,8 +101,8 @@ def main(config):
         caption="Rows are queries, columns keys (· is a space); a row sums to 1. Untrained heads spread their weight. After "
                 "training on repeating random letters, heads of layer 1 look a fixed number of tokens back (a bright "
                 "diagonal), and heads of layer 2 look at what followed when this letter came before: where a phrase comes "
-                "again, its first time lights up. The numbers are the mean weight on that pattern in fresh sequences (layer 1: "
-                "among as many tokens as the sentence has).",
+                "again, its first time lights up. The numbers are the mean weight on that pattern in fresh sequences (layer "
+                "1: among as many tokens as the sentence has).",
         command=command_line(__file__, config))
     print(path)
 

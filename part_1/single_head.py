@@ -3,7 +3,8 @@
     Attention(Q, K, V) = softmax(Q K^T / sqrt(D) + mask) V            (Vaswani et al. 2017, equation 1)
 
 The score of two vectors with D independent entries of variance 1 has variance D. Undivided, it grows with the width
-until in most rows the softmax puts all weight on one key and passes on hardly any gradient; divided by sqrt(D) it keeps variance 1.
+until in most rows the softmax puts all weight on one key and passes on hardly any gradient; divided by sqrt(D) it keeps
+variance 1.
 
 A mask says where attention may look: True = may, as in torch's `scaled_dot_product_attention`.
 """

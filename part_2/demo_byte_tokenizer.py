@@ -53,17 +53,17 @@ def main(config):
     ax_cost.invert_yaxis()
     ax_cost.set(xlabel="tokens (bytes) a character", xlim=(0, 4.6), title="one greeting in many scripts")
     shown = counts[:config.n_bytes]
-    names = {ord(" "): "space", ord("\n"): "\\n"}
+    names = {ord(" "): "␣", ord("\n"): "\\n"}
     ax_frequency.bar([names.get(id, chr(id) if 32 < id < 127 else f"{id:02x}") for id, _ in shown],
                      [100 * count / len(ids) for _, count in shown], color=ORANGE)
-    ax_frequency.tick_params(axis="x", labelrotation=90 if config.n_bytes > 12 else 0)
+    ax_frequency.tick_params(axis="x", labelsize=min(12, 300 / config.n_bytes))
     ax_frequency.set(xlabel="byte", ylabel="share of the corpus (%)",
                      title=f"{len(counts)} of 256 bytes occur in {pathlib.Path(config.data).name}")
     path = save_figure(
         fig, figure_path(__file__, "byte_tokenizer", config.quick), title="Text as bytes",
         caption="Left: tokens that a character takes in UTF-8; with bytes as tokens no script is impossible, but some are "
-                "long. Right: the most frequent bytes of the corpus: a space and a few letters make up most of it, so a "
-                "model gains a lot by learning these frequencies alone.",
+                "long. Right: the most frequent bytes of the corpus (␣ is a space, \\n a new line): the space and a few "
+                "letters make up most of it, so a model gains a lot by learning these frequencies alone.",
         command=command_line(__file__, config))
     print(path)
 

@@ -57,7 +57,7 @@ def main(config):
         for x, id in enumerate(row[0].tolist()):
             x += name == "targets"  # drawn under the place where it stands in the text
             ax_window.add_patch(plt.Rectangle((x - 0.5, y - 0.4), 1, 0.8, facecolor=color, edgecolor="white"))
-            ax_window.text(x, y, chr(id).replace(" ", "·"), ha="center", va="center", family="monospace", size=14)
+            ax_window.text(x, y, chr(id).replace(" ", "␣"), ha="center", va="center", family="monospace", size=14)
     ax_window.set(xlim=(-0.6, WINDOW + 0.6), ylim=(-0.8, 1.8), xlabel="place in the window (tokens)",
                   title="inputs and their targets")
     ax_window.set_yticks((0, 1), ("targets", "inputs"))
@@ -71,7 +71,7 @@ def main(config):
     path = save_figure(
         fig, figure_path(__file__, "dataset", config.quick), title="Batches: windows of the text and what follows",
         caption="Left: the model reads the upper row and must say, at each place, the letter to the lower right: the same "
-                "text shifted by one (· is a space). Right: windows start everywhere equally often, from the first "
+                "text shifted by one (␣ is a space). Right: windows start everywhere equally often, from the first "
                 "possible place to the last.",
         command=command_line(__file__, config))
     print(path)

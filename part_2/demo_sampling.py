@@ -18,8 +18,8 @@ from part_2.sampling import filter_logits, generate
 from part_2.train import RUNS
 
 SETTINGS = {"temperature 0.5": dict(temperature=0.5), "temperature 1": dict(temperature=1.0),
-            "temperature 2": dict(temperature=2.0), "top-k 4": dict(top_k=4), "top-p 0.8": dict(top_p=0.8),
-            "temperature 2, top-p 0.8": dict(temperature=2.0, top_p=0.8)}
+            "temperature 2": dict(temperature=2.0), "top-k 4": dict(top_k=4), "top-p 0.5": dict(top_p=0.5),
+            "temperature 2, top-p 0.5": dict(temperature=2.0, top_p=0.5)}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Config:
     checkpoint: str = option(str(RUNS / "train" / "best.pt"), "a checkpoint of part_2/train.py")
     prompt: str = option("The ", "text to continue")
     n_new: int = option(120, "bytes to write with each setting")
-    n_bars: int = option(12, "most probable bytes to draw")
+    n_bars: int = option(16, "most probable bytes to draw")
     seed: int = option(0, "seed of the draws")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(checkpoint=str(RUNS / "quick" / "best.pt"), n_new=8)
@@ -38,6 +38,10 @@ class Config:
             raise InputError(f"--n_bars must be from 1 to 256, not {self.n_bars}")
         if not self.prompt:
             raise InputError("--prompt must not be empty")
+        try:
+            self.prompt.encode("utf-8")
+        except UnicodeEncodeError:  # bytes of the command line that are no text
+            raise InputError("--prompt must be valid UTF-8") from None
 
 
 @torch.no_grad()
@@ -65,7 +69,8 @@ def main(config):
         written = generate(model, prompt, config.n_new, generator=generator, **setting)
         print(f"{name:26s} {tokenizer.decode(written[0].tolist())!r}")
     path = save_figure(
-        fig, figure_path(__file__, "sampling", config.quick), title=f"The next byte after “{config.prompt.rstrip()}”",
+        fig, figure_path(__file__, "sampling", config.quick),
+        title="The next byte after “{}”".format(config.prompt.replace(" ", "␣")),
         caption="The same logits under six settings. Blue: every token stays possible, temperature only sharpens or "
                 "flattens. Orange: top-k and top-p rule tokens out and share their probability among the rest; top-p keeps "
                 "the token that crosses the threshold, and after a high temperature it keeps more of them.",

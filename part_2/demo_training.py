@@ -12,6 +12,8 @@ import textwrap
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from part_0.cli import QUICK_HELP, command_line, option, run_script
 from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, figure_path, plt, save_figure
 from part_2.run_directory import read_records
@@ -21,7 +23,7 @@ from part_2.train import RUNS
 @dataclass(frozen=True)
 class Config:
     run: str = option(str(RUNS / "train"), "the run directory to report on")
-    n_samples: int = option(5, "samples to show, evenly spread over the run")
+    n_samples: int = option(5, "samples to show, most of them from early in the run")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(run=str(RUNS / "quick"), n_samples=2)
 
@@ -59,8 +61,8 @@ def draw_curves(metrics, config):
 
 
 def draw_samples(samples, config):
-    last = len(samples) - 1
-    chosen = [samples[round(i * last / (config.n_samples - 1))] for i in range(config.n_samples)]
+    places = np.unique(np.geomspace(1, len(samples), config.n_samples).round().astype(int))  # early on, more changes
+    chosen = [samples[place - 1] for place in places]
     fig, ax = plt.subplots(figsize=(11, 0.95 * len(chosen) + 0.5))
     ax.axis("off")
     ax.set(xlim=(0, 1), ylim=(len(chosen), -0.1))
@@ -74,8 +76,8 @@ def draw_samples(samples, config):
     return save_figure(
         fig, figure_path(__file__, "training_samples", config.quick), title="What the model writes as it learns",
         caption="The model's own continuation of “The ” at temperature 0.8, along the run, with the validation loss at that "
-                "step (white space folded; what is no printable ASCII is shown as ?). First noise, then letter "
-                "frequencies, then words, then the tone of the corpus.",
+                "step (white space folded; what is no printable ASCII is shown as ?). First noise, then frequent letters "
+                "and spaces, then short words, then the vocabulary of the corpus.",
         command=command_line(__file__, config))
 
 

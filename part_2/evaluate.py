@@ -17,6 +17,19 @@ from part_2.dataset import windows_at
 from part_2.loss import token_losses
 
 
+def windows_in_order(tokens, block_size, batch_size):
+    """All windows of tokens (N,), end to end, at most `batch_size` at a time; what is left over is one shorter window.
+
+    Yields inputs and targets, each (B, T) int64.
+    """
+    n_whole = (len(tokens) - 1) // block_size
+    for starts in (torch.arange(n_whole) * block_size).split(batch_size):
+        yield windows_at(tokens, starts, block_size)
+    rest = tokens[n_whole * block_size:].long()[None]
+    if rest.shape[1] > 1:
+        yield rest[:, :-1], rest[:, 1:]
+
+
 @torch.no_grad()
 def split_losses(model, tokens, batch_size=64, dtype=torch.float32):
     """The loss of each token of a split but its first, which nothing comes before.
@@ -24,17 +37,11 @@ def split_losses(model, tokens, batch_size=64, dtype=torch.float32):
     tokens: (N,) with N > block_size; dtype: the matrix products' precision. Returns (N-1,) fp32 nats, on the CPU. The
     model is left in the mode it was in.
     """
-    was_training, block_size = model.training, model.config.block_size
+    was_training = model.training
     device = next(model.parameters()).device
     model.eval()
-    n_whole = (len(tokens) - 1) // block_size
-    starts = torch.arange(n_whole) * block_size
-    batches = [windows_at(tokens, part, block_size) for part in starts.split(batch_size)]
-    if n_whole * block_size < len(tokens) - 1:  # the rest is one shorter window
-        rest = tokens[n_whole * block_size:].long()[None]
-        batches.append((rest[:, :-1], rest[:, 1:]))
     losses = []
-    for inputs, targets in batches:
+    for inputs, targets in windows_in_order(tokens, model.config.block_size, batch_size):
         with autocast(device, dtype):
             logits = model(inputs.to(device))
         losses.append(token_losses(logits, targets.to(device)).flatten().cpu())
@@ -59,4 +66,5 @@ def windows_loss(model, inputs, targets, dtype=torch.float32):
 def figures_of_merit(losses, n_bytes):
     """losses: (N,) nats; n_bytes: what the N tokens decode to. Returns a dict: val_loss, perplexity, bits_per_byte."""
     loss = losses.double().mean().item()
-    return {"val_loss": loss, "perplexity": math.exp(min(loss, 700.0)), "bits_per_byte": loss / math.log(2) * len(losses) / n_bytes}
+    return {"val_loss": loss, "perplexity": math.exp(min(loss, 700.0)),  # exp(710) is too large for a float
+            "bits_per_byte": loss / math.log(2) * len(losses) / n_bytes}

@@ -5,6 +5,7 @@
 A model that knows nothing gives each of V tokens 1/V and loses ln V nats a token; this is where every run must start.
 """
 
+import torch
 
 
 def log_sum_exp(logits):
@@ -15,16 +16,19 @@ def log_sum_exp(logits):
 
 
 def token_losses(logits, targets):
-    """The loss of each token alone. logits: (..., V); targets: (...) int64, in 0 ... V-1. Returns (...), fp32, nats."""
-    logits = logits.float()
+    """The loss of each token alone, in nats.
+
+    logits: (..., V); targets: (...) int64, in 0 ... V-1. Returns (...), fp64 for fp64 logits, else fp32.
+    """
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return log_sum_exp(logits) - logits.gather(-1, targets[..., None]).squeeze(-1)
 
 
 def cross_entropy(logits, targets, ignore_index=-100):
     """The mean loss in nats over all tokens whose target is not `ignore_index`.
 
-    logits: (..., V); targets: (...) int64. Returns a scalar, fp32. ValueError when every target is ignored: the mean of
-    nothing is no number.
+    logits: (..., V); targets: (...) int64. Returns a scalar in the precision of `token_losses`. ValueError when every target
+    is ignored: the mean of nothing is no number.
     """
     kept = targets != ignore_index
     if not kept.any():

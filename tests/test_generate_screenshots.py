@@ -413,6 +413,18 @@ def test_the_measured_time_of_a_trainer_is_remembered(tmp_path, capsys):
     assert f"[1/1] part_2/train.py ... (expected {shown})" in capsys.readouterr().err.splitlines()
 
 
+def test_the_pages_prefer_the_measured_time_of_the_same_command(tmp_path):
+    put(tmp_path, "part_1/out/a.png", png("python3 part_1/demo_heads.py", seconds="5"))
+    put(tmp_path, "part_1/out/b.png", png("python3 part_1/demo_heads.py --steps 9", seconds="6"))
+    put(tmp_path, "part_1/out/c.png", png("python3 part_1/demo_other.py", seconds="7"))
+    put(tmp_path, "screenshots/seconds.json",
+        json.dumps({"part_1/demo_heads.py": 21.0, "part_1/demo_other.py": "damaged"}).encode())
+    assert collector.main([], tmp_path) == 0
+    lines = (tmp_path / "screenshots" / "README.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("Drawn in")] == [
+        "Drawn in 21 s.", "Drawn in 6.0 s.", "Drawn in 7.0 s."]
+
+
 def test_a_terminal_gets_a_bar_that_moves_while_a_script_runs(tmp_path, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):

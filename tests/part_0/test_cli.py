@@ -108,8 +108,8 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=
 
 @settings(max_examples=50, deadline=None)
 @given(st.builds(Config, steps=st.integers(1, 2**63 - 1), lr=st.floats(0, 1e300), data=texts,
-                 shape=st.sampled_from(["round", "square"]), n_kv_head=st.none() | st.integers(0, 2**63 - 1), tied=st.booleans(),
-                 resume=st.booleans()))
+                 shape=st.sampled_from(["round", "square"]), n_kv_head=st.none() | st.integers(0, 2**63 - 1),
+                 tied=st.booleans(), resume=st.booleans()))
 def test_the_command_of_a_config_gives_that_config(config):
     assert repeated(config) == config
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from part_0.cli import InputError
 from part_0 import device as device_module
+from part_0.cli import InputError
 from part_0.device import (
     DTYPES,
     autocast,

@@ -23,7 +23,8 @@ def test_6nd_is_what_torch_counts_for_a_stack_of_matrices():
 
 
 def test_gpt3_by_6nd_agrees_with_the_published_compute():
-    # 6 x 175e9 x 300e9 = 3.15e23 FLOP; published: 3,640 petaflop/s-days, 3.14e23 FLOP (Brown et al. 2020, table D.1)
+    # 6 x 175e9 x 300e9 = 3.15e23 FLOP; published: 3,640 petaflop/s-days, 3.14e23 FLOP (Brown et al. 2020, table D.1, by the
+    # same rule: so this pins the constants and the unit, torch's counter above the rule).
     assert training_flops(175e9, 300e9) == pytest.approx(3.15e23)
     assert 3640 * PETAFLOP_S_DAY == pytest.approx(3.145e23, rel=1e-3)
 

@@ -22,7 +22,8 @@ def chunks(path):
 @pytest.mark.parametrize("texts", [
     TEXTS,
     dict(title="Attention, σ(QKᵀ)", caption='注意力 – Größe "x" → y\nsecond line, 100 %',
-         command="python3 a.py --data 文.txt")])
+         command="python3 a.py --data 文.txt"),
+    dict(title=r"The next byte after “$\no_math$”", caption="a", command="b")])
 def test_the_file_gives_back_title_caption_and_command(tmp_path, texts):
     fig, ax = plt.subplots()
     ax.plot([1, 2])

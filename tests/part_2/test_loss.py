@@ -69,6 +69,12 @@ def test_bf16_logits_are_summed_in_fp32():
     assert token_losses(logits, torch.tensor([0])).item() == pytest.approx(math.log(4096), abs=1e-5)
 
 
+def test_fp64_logits_keep_their_precision():
+    logits, targets = torch.randn(6, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0)), torch.arange(6)
+    expected = F.cross_entropy(logits, targets)
+    torch.testing.assert_close(cross_entropy(logits, targets), expected, rtol=1e-14, atol=0)  # the dtype too
+
+
 def test_an_ignored_row_may_even_be_impossible():
     logits = torch.tensor([[float("-inf"), 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     assert cross_entropy(logits, torch.tensor([-100, 1])).item() == pytest.approx(math.log(4))

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from part_0.cli import InputError
+from part_0.cli import InputError, parse_config
+from part_2.demo_sampling import Config
 from part_2.gpt import GPT, GPTConfig
 from part_2.sampling import apply_temperature, apply_top_k, apply_top_p, filter_logits, generate, sample
 
@@ -100,6 +101,13 @@ def test_temperature_zero_is_the_argmax():
 def test_impossible_settings_are_refused(setting):
     with pytest.raises(InputError, match=next(iter(setting))):
         sample(LOGITS[None], **setting)
+
+
+def test_a_prompt_that_is_no_text_ends_in_one_line(capsys):
+    with pytest.raises(SystemExit) as exit:
+        parse_config(Config, "", ["--prompt", "\udcff"])  # what Python makes of the byte ff on the command line
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and error.count("\n") == 1 and "--prompt must be valid UTF-8" in error
 
 
 class SuccessorModel(torch.nn.Module):
