@@ -98,8 +98,11 @@ def check_finite(loss, step, config):
         raise InputError(f"the loss is {loss} at step {step}: try a smaller --lr than {config.lr}")
 
 
-def main(config):
-    """Train. Returns the history: the dicts of metrics.jsonl in order, the summary last."""
+def main(config, model_class=GPT):
+    """Train. Returns the history: the dicts of metrics.jsonl in order, the summary last.
+
+    model_class: what is built from `config.model_config`, and is called like a GPT; Part 3 gives its own.
+    """
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
     text = load_corpus(config.data)
@@ -111,7 +114,7 @@ def main(config):
         val_tokens, 64, config.block_size, torch.Generator().manual_seed(0)))
 
     set_seed(config.seed)
-    model = GPT(config.model_config(tokenizer.vocab_size)).to(device)
+    model = model_class(config.model_config(tokenizer.vocab_size)).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(model, config.weight_decay), lr=config.lr, betas=(0.9, config.beta2),
                                   fused=True)
     scaler = grad_scaler(device, dtype)
@@ -164,8 +167,9 @@ def main(config):
                     "batches": batches.get_state(), "rng": rng_state(), "config": dataclasses.asdict(config),
                     "model_config": dataclasses.asdict(model.config), "data_hash": data_hash,
                     "special_tokens": list(tokenizer.special_tokens)}
-                for name in ["last.pt", "best.pt"][:1 + is_best]:
-                    save_checkpoint(out / name, checkpoint)
+                save_checkpoint(out / "last.pt", checkpoint)
+                if is_best:
+                    save_checkpoint(out / "best.pt", checkpoint)
             started = time.perf_counter()
         if step == config.steps:
             break

@@ -7,7 +7,6 @@ most of; sharing makes it H / H_kv times smaller. The rest is lesson 1.4 with ro
 cache (3.4, 3.6).
 """
 
-import torch.nn.functional as F
 from torch import nn
 
 from part_0.device import fused_attention
@@ -52,7 +51,8 @@ class Attention(nn.Module):
 
     def queries_keys_values(self, x):
         """x: (B, T, C). Returns query (B, H, T, D), key and value (B, H_kv, T, D), normed but not yet rotated."""
-        heads = self.qkv(x).unflatten(-1, (-1, self.d_head)).transpose(1, 2)  # (B, H + 2 H_kv, T, D)
+        B, T, _ = x.shape
+        heads = self.qkv(x).view(B, T, -1, self.d_head).transpose(1, 2)  # (B, H + 2 H_kv, T, D)
         query, key, value = heads.split((self.n_head, self.n_kv_head, self.n_kv_head), dim=1)
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)

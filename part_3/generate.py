@@ -6,18 +6,22 @@
 `stream` yields tokens as they come; `generate` collects them. How a token is drawn is lesson 2.5's `sample`.
 """
 
+import itertools
+
 import torch
 
 from part_0.cli import InputError
+from part_0.device import packed_weights
 from part_2.sampling import sample
 
 ENDED = -1  # what a row that has ended yields
 
 
 def pad_left(prompts, device=None):
-    """Prompts of any lengths as one rectangle: tokens (B, T), padded on the left, and positions (B, T), -1 for padding.
+    """Prompts of any lengths as one rectangle, padded on the left.
 
-    prompts: sequences of token ids, none empty. positions is None where all are of one length.
+    prompts: sequences of token ids. Returns tokens (B, T) and positions (B, T), -1 for padding; None instead of positions
+    where all prompts are of one length. InputError for an empty prompt, or none.
     """
     lengths = [len(prompt) for prompt in prompts]
     if not lengths or min(lengths) == 0:
@@ -32,16 +36,17 @@ def pad_left(prompts, device=None):
     return tokens.to(device), positions.clamp(min=-1).to(device)
 
 
-@torch.no_grad()
 def stream(model, prompts, n_new, temperature=1.0, top_k=None, top_p=None, generator=None, stop_ids=(), cache="static",
            chunk=None):
     """Continue every prompt, and yield each step's tokens as they come: (B,) int64, `ENDED` for a row that has ended.
 
     model: a ModernGPT; prompts: B sequences of token ids, or a (B, T) tensor; n_new: most new tokens a row; generator:
     torch.Generator on the model's device; stop_ids: a row ends with the first of these that it draws, which is yielded;
-    cache: "static", "rolling", "streaming" or "none" (compute everything again for every token); chunk: prefill that many
-    tokens at a time, which bounds the memory of long prompts, None for all at once. The last step is the n_new-th or the
-    one in which the last row ends. Dropout is off while it runs, and the model is left in the mode it was in.
+    cache: "static", "rolling", "streaming", or "none" (compute everything anew for every token); chunk: prefill that many
+    tokens at a time, which bounds the memory of long prompts, None for all at once.
+
+    Ends after n_new steps, or when the last row has ended. While it runs dropout is off and the weights must not change;
+    then the model is left in the mode it was in.
     """
     if n_new < 0 or (chunk is not None and chunk < 1):
         raise InputError(f"n_new must be 0 or more and chunk at least 1, not {n_new} and {chunk}")
@@ -49,45 +54,49 @@ def stream(model, prompts, n_new, temperature=1.0, top_k=None, top_p=None, gener
     tokens, positions = pad_left(prompts, device)
     B, T = tokens.shape
     stop_ids = torch.tensor(list(stop_ids), dtype=torch.long, device=device)
-    rows = torch.arange(B, device=device)  # which prompt a row of the batch belongs to
+    rows = torch.arange(B, device=device)  # the prompt that each row of the batch belongs to
     going = torch.ones(B, dtype=torch.bool, device=device)  # of these rows
     kept = None if cache == "none" else model.new_cache(cache, B, T + n_new)
     was_training = model.training
     model.eval()
     try:
-        for step in range(n_new):
-            if kept is None:
-                hidden = model.hidden_states(tokens, positions)
-            elif step == 0:
-                for columns in torch.arange(T, device=device).split(chunk or T):
-                    hidden = model.hidden_states(tokens[:, columns], None if positions is None else positions[:, columns],
-                                                 kept)
-            else:
-                hidden = model.hidden_states(new[:, None], cache=kept)
-            new = sample(model.head(hidden[:, -1]), temperature, top_k, top_p, generator)
-            if not len(stop_ids):
-                yield new
-            else:
-                yield torch.full((B,), ENDED, device=device).scatter(0, rows[going], new[going])
-                going &= ~torch.isin(new, stop_ids)
-                n_going = int(going.sum())
-                if n_going == 0:
-                    break
-                if n_going <= len(going) // 2:  # carry the ended rows no further
-                    rows, new, tokens = rows[going], new[going], tokens[going]
-                    positions = None if positions is None else positions[going]
-                    if kept is not None:
-                        kept.select(going.nonzero().squeeze(1))
-                    going = going[going]
-            if kept is None:
-                tokens = torch.cat((tokens, new[:, None]), dim=1)
-                positions = None if positions is None else torch.cat((positions, positions[:, -1:] + 1), dim=1)
+        with packed_weights(model):
+            for _ in range(n_new):
+                with torch.inference_mode():  # not around the yield: it would reach into the caller's code
+                    size = chunk or tokens.shape[1]
+                    parts = itertools.repeat(None) if positions is None else positions.split(size, dim=1)
+                    if kept is None:
+                        hidden = model.hidden_states(tokens, positions)
+                    else:
+                        for part, where in zip(tokens.split(size, dim=1), parts):
+                            hidden = model.hidden_states(part, where, kept)
+                    new = sample(model.head(hidden[:, -1]), temperature, top_k, top_p, generator)
+                new = new.clone()  # an ordinary tensor again, that training may use
+                if not len(stop_ids):
+                    yield new
+                else:
+                    yield torch.full((B,), ENDED, device=device).scatter(0, rows[going], new[going])
+                    going = going & ~torch.isin(new, stop_ids)
+                    n_going = int(going.sum())
+                    if n_going == 0:
+                        break
+                    if n_going <= len(going) // 2:  # carry the ended rows no further
+                        rows, new, tokens = rows[going], new[going], tokens[going]
+                        positions = None if positions is None else positions[going]
+                        if kept is not None:
+                            kept.select(going.nonzero().squeeze(1))
+                        going = going[going]
+                if kept is not None:  # the next pass reads the new tokens alone, ...
+                    tokens, positions = new[:, None], None
+                else:  # ... or everything again
+                    tokens = torch.cat((tokens, new[:, None]), dim=1)
+                    positions = None if positions is None else torch.cat((positions, positions[:, -1:] + 1), dim=1)
     finally:
         model.train(was_training)
 
 
 def generate(model, prompts, n_new, **options):
-    """What `stream` yields, row by row: a list of B tensors (n,), n <= n_new, without the prompt and with the stop id.
+    """What `stream` yields, row by row: a list of B tensors (n,), n <= n_new, without the prompt, with the stop id.
 
     options: those of `stream`.
     """

@@ -15,7 +15,6 @@ Every piece can be switched back to its ancestor; with all of them switched back
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from part_1.feed_forward import FeedForward
@@ -40,9 +39,10 @@ CACHES = {"static": StaticCache, "rolling": RollingCache, "streaming": Streaming
 class ModernGPTConfig:
     """The shape of a ModernGPT. ValueError for one that cannot be built.
 
-    block_size: the length it is trained at, and the limit where positions are not rotary; n_kv_head: H_kv, n_head when None;
-    d_hidden: the feed-forward layer's width, None for 8/3 C rounded up (SwiGLU) or 4C (GELU); window: how many tokens a
-    query sees, itself included, None for all; sinks: first tokens that stay visible; rope_scale: positions are divided by it.
+    block_size: the length it is trained at, and the limit where positions come from a table; n_kv_head: H_kv, n_head when
+    None; d_hidden: the feed-forward layer's width, None for 8/3 C rounded up (SwiGLU) or 4C (GELU); rope_scale: positions
+    are divided by it; window: how many tokens a query sees, itself included, None for all; sinks: first tokens that stay
+    visible all the same.
     """
 
     vocab_size: int
@@ -108,12 +108,12 @@ class ModernBlock(nn.Module):
         self.attention = Attention(C, config.n_head, config.n_kv_head, bias, config.qk_norm, config.dropout)
         self.norm_2 = make_norm(config)
         self.feed_forward = (SwiGLU if config.mlp == "swiglu" else FeedForward)(C, config.d_hidden, bias=bias)
-        self.dropout = config.dropout
+        self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, x, **options):
         """x: (B, T, C); options: those of `Attention.forward`. Returns (B, T, C)."""
-        x = x + F.dropout(self.attention(self.norm_1(x), **options), self.dropout, self.training)
-        return x + F.dropout(self.feed_forward(self.norm_2(x)), self.dropout, self.training)
+        x = x + self.dropout(self.attention(self.norm_1(x), **options))
+        return x + self.dropout(self.feed_forward(self.norm_2(x)))
 
 
 def make_norm(config):
@@ -196,7 +196,7 @@ class ModernGPT(nn.Module):
         return self.head(self.hidden_states(tokens, positions, cache))
 
     def new_cache(self, kind, batch_size, capacity=None):
-        """An empty cache: "static" (capacity: the most tokens a row), "rolling" or "streaming" (for models with a window)."""
+        """An empty cache of a kind of `CACHES`. capacity: the most tokens a row; the ring of the other two needs none."""
         if kind not in CACHES:
             raise ValueError(f"cache must be one of {', '.join(CACHES)}, not {kind}")
         if kind == "streaming" and self.config.positions != "rope":

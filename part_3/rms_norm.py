@@ -32,6 +32,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x):
         """x: (..., C). Returns (..., C) in x's dtype."""
+        weight = self.weight
         if self.fused:
-            return F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps).to(x.dtype)
-        return rms_norm(x, self.weight, self.eps)
+            return F.rms_norm(x.float(), weight.shape, weight.float(), self.eps).to(x.dtype)
+        return rms_norm(x, weight, self.eps)

@@ -56,7 +56,7 @@ def rotate(x, by):
         partner = x.roll(x.shape[-1] // 2, dims=-1)  # column i's partner stands D/2 away, either way round
     else:
         partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)
-    return (x * by.cos + partner * by.sin).to(x.dtype)
+    return torch.addcmul(x * by.cos, partner, by.sin).to(x.dtype)
 
 
 def ntk_base(base, scale, d_head):
