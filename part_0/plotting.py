@@ -64,6 +64,13 @@ def heatmap(ax, matrix, *, xlabel, ylabel, xticks=None, yticks=None, fmt=None, *
     return image
 
 
+def band(ax, x, runs, **line):
+    """The mean of several runs as a line, and between the lowest and the highest of them a band. runs: (n_runs, n)."""
+    runs = np.asarray(runs)
+    [drawn] = ax.plot(x, runs.mean(axis=0), **line)
+    ax.fill_between(x, runs.min(axis=0), runs.max(axis=0), color=drawn.get_color(), alpha=0.2, linewidth=0)
+
+
 def save_figure(fig, path, *, title, caption, command):
     """Write `fig` as a PNG with its title above it and title, caption and command in its text chunks; then close it.
 

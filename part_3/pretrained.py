@@ -67,8 +67,8 @@ def from_llama(tensors, n_head, n_kv_head=None, rope_base=10000.0, norm_eps=1e-5
     layers = [int(name.split(".")[2]) for name in tensors
               if name.startswith("model.layers.") and name.split(".")[2].isdecimal()]
     (vocab_size, d_model), (d_hidden, _) = (tensors[name].shape for name in sizes)
-    config = ModernGPTConfig(vocab_size, block_size, 1 + max(layers), n_head, d_model, n_kv_head, d_hidden, rope_base=rope_base,
-                             norm_eps=norm_eps, tie_embeddings="lm_head.weight" not in tensors)
+    config = ModernGPTConfig(vocab_size, block_size, 1 + max(layers), n_head, d_model, n_kv_head, d_hidden,
+                             rope_base=rope_base, norm_eps=norm_eps, tie_embeddings="lm_head.weight" not in tensors)
     check_tensors(tensors, llama_shapes(config))
     state = {ours: tensors[theirs] for theirs, ours in WHOLE.items() if theirs in tensors}
     if config.tie_embeddings:
@@ -89,7 +89,7 @@ def to_llama(model):
     config = model.config
     shape = (config.norm, config.positions, config.mlp, config.bias, config.qk_norm, config.rope_scale, config.window)
     if shape != ("rmsnorm", "rope", "swiglu", False, False, 1.0, None):
-        raise ValueError("a Llama has RMSNorm, rotary positions without scaling and SwiGLU, and no biases, QK-norm or window; "
+        raise ValueError("a Llama has RMSNorm, rotary positions without scaling, SwiGLU, and no biases, QK-norm or window; "
                          f"this model is {config}")
     state = model.state_dict()
     tensors = {theirs: state[ours].clone() for theirs, ours in WHOLE.items()

@@ -1,0 +1,64 @@
+"""Lesson 3.3 - is a gated feed-forward layer worth its third matrix?
+
+Trains the same small model with the GELU layer of Part 1 and with SwiGLU, on the same batches, from three seeds. SwiGLU's
+hidden width is 8/3 C instead of 4C, so that both have the same number of weights to within a percent or two. What to see:
+the gap between the curves against the width of the bands, and what a step costs.
+"""
+import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
+
+from dataclasses import dataclass
+from statistics import mean, median
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+
+from part_0.cli import QUICK_HELP, command_line, option, run_script
+from part_0.plotting import BLUE, GREEN, ORANGE, band, figure_path, plt, save_figure
+from part_1.feed_forward import gelu
+from part_3.side_by_side import ComparisonConfig, compare
+
+VARIANTS = {"GELU": dict(mlp="gelu"), "SwiGLU": dict(mlp="swiglu")}
+
+
+@dataclass(frozen=True)
+class Config(ComparisonConfig):
+    quick: bool = option(False, QUICK_HELP)
+    QUICK: ClassVar[dict] = dict(steps=4, batch_size=2, block_size=16, n_layer=2, d_model=16, n_seed=2)
+
+
+def main(config):
+    results = compare(config, VARIANTS)
+    fig, (ax_gate, ax_loss, ax_gap) = plt.subplots(1, 3, figsize=(12, 4.3), width_ratios=(2, 3, 2))
+    z = torch.linspace(-4, 4, 200)
+    ax_gate.plot(z, gelu(z), color=ORANGE, label="GELU(z)")
+    ax_gate.plot(z, F.silu(z), color=BLUE, linestyle="--", label="SiLU(z): gate, up = 1")
+    ax_gate.plot(z, -F.silu(z), color=GREEN, linestyle=":", label="SiLU(z): gate, up = -1")
+    ax_gate.set(xlabel="z", ylabel="output", title="one hidden unit")
+    ax_gate.legend(loc="upper left", fontsize=9)
+    for (name, runs), color, line in zip(results.items(), (ORANGE, BLUE), ("-", "--")):
+        n_params = runs.models[0].n_params()
+        late = len(runs.steps) // 5  # the steep first fifth would hide the bands
+        band(ax_loss, runs.steps[late:], [losses[late:] for losses in runs.val_loss], color=color, linestyle=line,
+             label=f"{name}, {n_params:,} weights")
+        final = [losses[-1] for losses in runs.val_loss]
+        print(f"{name:7s} {n_params:,} weights   final loss {mean(final):.3f} nats per byte "
+              f"({', '.join(f'{loss:.3f}' for loss in final)})   "
+              f"{mean(1000 * median(seconds) for seconds in runs.seconds):.1f} ms a step")
+    ax_loss.set(xlabel="optimizer step", ylabel="validation loss (nats per byte)", title="loss after the first fifth")
+    ax_loss.legend()
+    gap = torch.tensor(results["GELU"].val_loss) - torch.tensor(results["SwiGLU"].val_loss)  # (n_seed, n_evals)
+    band(ax_gap, results["GELU"].steps, gap, color=BLUE)
+    ax_gap.axhline(0, color="black", linewidth=1)
+    ax_gap.set(xlabel="optimizer step", ylabel="GELU - SwiGLU (nats per byte)", title="SwiGLU's lead, seed by seed")
+    path = save_figure(
+        fig, figure_path(__file__, "swiglu", config.quick), title="GELU and SwiGLU with equal parameters",
+        caption="Left: GELU answers z in one way; SwiGLU's answer is multiplied by a second projection, here 1 or -1. "
+                f"Middle: the same model with either layer, {config.n_seed} seeds on the same batches, mean and range. Right: "
+                "the difference with one seed and the same batches: above zero SwiGLU is ahead.",
+        command=command_line(__file__, config))
+    print(path)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)

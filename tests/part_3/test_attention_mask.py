@@ -1,0 +1,80 @@
+import itertools
+
+import pytest
+import torch
+
+from part_3.attention_mask import attention_mask
+
+RULES = pytest.mark.parametrize("window, sinks", list(itertools.product([None, 1, 2, 3, 9], [0, 1, 2])))
+
+
+def may_look(q, k, window, sinks):
+    """The rule in words: padding and text do not mix; nobody looks ahead; behind the window only the sinks are seen."""
+    if q == -1:
+        return k == -1
+    if k < 0 or k > q:
+        return False
+    return window is None or k in range(q - window + 1, q + 1) or k in range(sinks)
+
+
+def by_hand(queries, keys, window, sinks):
+    return [[may_look(q, k, window, sinks) for k in keys] for q in queries]
+
+
+@RULES
+def test_every_pair_of_positions_follows_the_rule(window, sinks):
+    positions = list(range(-1, 9))
+    mask = attention_mask(torch.tensor(positions), torch.tensor(positions), window, sinks)
+    assert mask.dtype == torch.bool and mask.tolist() == by_hand(positions, positions, window, sinks)
+
+
+def test_without_a_window_it_is_the_causal_triangle():
+    assert torch.equal(attention_mask(torch.arange(7), torch.arange(7)), torch.ones(7, 7).tril().bool())
+
+
+def test_a_window_of_1_is_the_token_itself_and_a_wide_one_everything_before():
+    assert torch.equal(attention_mask(torch.arange(6), torch.arange(6), window=1), torch.eye(6).bool())
+    assert torch.equal(attention_mask(torch.arange(6), torch.arange(6), window=6), torch.ones(6, 6).tril().bool())
+
+
+def test_a_window_of_3_with_2_sinks_drawn():
+    drawn = ["x......",
+             "xx.....",
+             "xxx....",
+             "xxxx...",
+             "xxxxx..",
+             "xx.xxx.",
+             "xx..xxx"]
+    mask = attention_mask(torch.arange(7), torch.arange(7), window=3, sinks=2)
+    assert ["".join(".x"[seen] for seen in row) for row in mask.tolist()] == drawn
+
+
+@RULES
+def test_text_never_sees_padding_and_no_row_is_empty(window, sinks):
+    # Rows of padding, an empty cache (all places -1 but the query's own), and a padding place behind the text.
+    queries = torch.tensor([[-1, -1, 0, 1], [0, 1, 2, 3], [-1, -1, -1, 0]])
+    keys = torch.tensor([[-1, -1, 0, 1, -1], [-1, 0, 1, 2, 3], [-1, -1, -1, 0, -1]])
+    mask = attention_mask(queries, keys, window, sinks)
+    assert mask.any(dim=-1).all()
+    is_text, is_empty = queries[:, :, None] >= 0, keys[:, None, :] < 0
+    assert not (mask & is_text & is_empty).any() and not (mask & ~is_text & ~is_empty).any()
+    assert not attention_mask(torch.arange(4), torch.tensor([-1, -2, -7]), window, sinks).any()
+
+
+@RULES
+def test_rows_may_differ_on_either_side_or_on_both(window, sinks):
+    queries, keys = [[-1, 0, 1, 2], [5, 6, 7, 8]], [[-1, 0, 1, 2, 4], [3, 8, 7, 6, 5]]
+    both = attention_mask(torch.tensor(queries), torch.tensor(keys), window, sinks)
+    assert both.tolist() == [by_hand(q, k, window, sinks) for q, k in zip(queries, keys)]
+    left = attention_mask(torch.tensor(queries), torch.tensor(keys[0]), window, sinks)
+    assert left.tolist() == [by_hand(q, keys[0], window, sinks) for q in queries]
+    right = attention_mask(torch.tensor(queries[1]), torch.tensor(keys), window, sinks)
+    assert right.tolist() == [by_hand(queries[1], k, window, sinks) for k in keys]
+
+
+@RULES
+def test_the_order_of_the_keys_does_not_matter(window, sinks):
+    torch.manual_seed(0)
+    queries, keys, order = torch.tensor([7, 8, 9]), torch.arange(-1, 10), torch.randperm(11)
+    assert torch.equal(attention_mask(queries, keys[order], window, sinks),
+                       attention_mask(queries, keys, window, sinks)[:, order])
