@@ -8,6 +8,7 @@ figures compare; --threads changes that.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
+import functools
 import time
 from dataclasses import dataclass
 from statistics import median
@@ -70,10 +71,12 @@ def decode_times(model, prompts, config, cache):
 
 def times_without_cache(model, prompts, config):
     """Length of the text and seconds of computing all of it anew, at some lengths: two lists."""
+    def compute(n_tokens):
+        return model.head(model.hidden_states(prompts[:, :1].expand(-1, n_tokens))[:, -1])
+
     lengths = [config.n_prompt + config.n_new * i // 4 for i in range(5)]
     with torch.inference_mode(), packed_weights(model):
-        return lengths, [best_seconds(lambda: model.head(model.hidden_states(prompts[:, :1].expand(-1, n))[:, -1]),
-                                      prompts.device, 0.1) for n in lengths]
+        return lengths, [best_seconds(functools.partial(compute, n), prompts.device, 0.1) for n in lengths]
 
 
 def main(config):
@@ -116,10 +119,10 @@ def main(config):
     axes[0].legend(loc="upper left")
     path = save_figure(
         fig, figure_path(__file__, "kv_cache", config.quick), title="What a token costs, with and without a cache",
-        caption=f"{config.n_layer} layers, width {config.d_model}, {config.n_head} query heads, {config.n_kv_head} key-value "
-                f"heads, {config.precision}, {config.threads} thread{'s' * (config.threads > 1)}. Orange: everything is computed "
-                "again for every token. Blue: one token, all keys read. Green: one token, a bounded number of keys. "
-                "Dotted: the least time that reading weights and keys from memory takes.",
+        caption=f"{config.n_layer} layers, width {config.d_model}, {config.n_head} query heads, {config.n_kv_head} "
+                f"key-value heads, {config.precision}, {config.threads} thread{'s' * (config.threads > 1)}. Orange: "
+                "everything is computed again for every token. Blue: one token, all keys read. Green: one token, a bounded "
+                "number of keys. Dotted: the least time that reading weights and keys from memory takes.",
         command=command_line(__file__, config))
     print(path)
 

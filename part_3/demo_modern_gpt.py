@@ -20,7 +20,7 @@ from part_0.plotting import BLACK, BLUE, ORANGE, figure_path, plt, save_figure
 from part_1.multi_head import MultiHeadAttention
 from part_2.gpt import GPT, GPTConfig
 from part_3.attention import Attention
-from part_3.modern_gpt import ModernGPT, ModernGPTConfig
+from part_3.modern_gpt import ModernGPT
 from part_3.side_by_side import ComparisonConfig, compare
 
 OFF = dict(norm="layernorm", positions="learned", mlp="gelu", bias=True)
@@ -89,8 +89,9 @@ def main(config):
     ax_loss.invert_yaxis()
     path = save_figure(
         fig, figure_path(__file__, "modern_gpt", config.quick), title="From Part 2's GPT to ModernGPT",
-        caption="Left: what should be equal is, to rounding; the last bar is a difference that should be there. Right: each row "
-                f"has one piece more than the one above; {config.n_seed} seeds (dots) on the same batches and their mean (bar).",
+        caption="Left: what should be equal is, to rounding; the last bar is a difference that should be there. Right: "
+                f"each row has one piece more than the one above; {config.n_seed} seeds (dots) on the same batches and "
+                "their mean (bar).",
         command=command_line(__file__, config))
     print(path)
 

@@ -36,7 +36,8 @@ def main(config):
     fig, (ax_loss, ax_gradient, ax_time) = plt.subplots(1, 3, figsize=(12, 4.3), width_ratios=(3, 2, 2))
     for (name, runs), color, line in zip(results.items(), (ORANGE, BLUE), ("-", "--")):
         late = len(runs.steps) // 5  # the steep first fifth would hide the bands
-        band(ax_loss, runs.steps[late:], [losses[late:] for losses in runs.val_loss], color=color, linestyle=line, label=name)
+        band(ax_loss, runs.steps[late:], [losses[late:] for losses in runs.val_loss], color=color, linestyle=line,
+             label=name)
         gradients = torch.tensor(runs.observed).mean(dim=1)  # (n_seed, steps, L) -> (n_seed, L)
         band(ax_gradient, range(1, config.n_layer + 1), gradients, color=color, linestyle=line, marker="o")
         times = [1000 * median(seconds) for seconds in runs.seconds]
@@ -52,8 +53,8 @@ def main(config):
     path = save_figure(
         fig, figure_path(__file__, "rms_norm", config.quick), title="LayerNorm and RMSNorm train alike",
         caption=f"Two models that differ in nothing but the norm, {config.n_seed} seeds on the same batches: mean, and band "
-                "or bar from lowest to highest. Left: the losses lie within each other's bands. Middle: so do the gradients of "
-                "all layers (mean of the second half of training). Right: what a step costs with torch's own functions.",
+                "or bar from lowest to highest. Left: the losses lie within each other's bands. Middle: so do the gradients "
+                "of all layers (mean of the second half of training). Right: what a step costs with torch's own functions.",
         command=command_line(__file__, config))
     print(path)
 

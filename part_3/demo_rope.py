@@ -9,8 +9,6 @@ were never trained, and the sum of sines meets sums that never occurred.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
-import copy
-import dataclasses
 from dataclasses import dataclass
 from statistics import mean
 from typing import ClassVar
@@ -21,6 +19,7 @@ from part_0.cli import QUICK_HELP, InputError, command_line, option, run_script
 from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, band, figure_path, plt, save_figure
 from part_2.dataset import windows_at
 from part_2.loss import token_losses
+from part_3.modern_gpt import reread
 from part_3.rope import frequencies, ntk_base
 from part_3.side_by_side import ComparisonConfig, compare
 
@@ -39,13 +38,6 @@ class Config(ComparisonConfig):
         super().__post_init__()
         if self.n_windows < 1:
             raise InputError(f"--n_windows must be at least 1, not {self.n_windows}")
-
-
-def reread(model, **changes):
-    """The same weights read with other rotary settings: nothing is copied but the config."""
-    other = copy.copy(model)
-    other.config = dataclasses.replace(model.config, **changes)
-    return other
 
 
 @torch.no_grad()
@@ -80,7 +72,8 @@ def main(config):
         print(f"{name:20s} loss at positions {T // 2} to {T}: {mean(within.tolist()):.2f}   at {length - T} to {length}: "
               f"{mean(beyond.tolist()):.2f} (seeds: {', '.join(f'{loss:.2f}' for loss in beyond)})")
     ax_loss.axvline(T, color=BLACK, linewidth=1)
-    ax_loss.set(xlabel=f"position in the window (trained up to {T})", ylabel="loss (nats per byte)", title="loss by position")
+    ax_loss.set(xlabel=f"position in the window (trained up to {T})", ylabel="loss (nats per byte)",
+                title="loss by position")
     ax_loss.legend()
     pairs = torch.arange(D // 2)
     turns = frequencies(D, base) / (2 * torch.pi)
@@ -95,10 +88,10 @@ def main(config):
     ax_angle.legend()
     path = save_figure(
         fig, figure_path(__file__, "rope", config.quick), title="Reading four times further than trained",
-        caption=f"Left: trained on {T} bytes, read on {length}; mean and range of {config.n_seed} seeds. Right of the line the "
-                "positions are new. Right: why. Plain RoPE turns every pair further than in training; divided positions bring "
-                "back the trained angles but squeeze neighbours together, so that even the nearest byte stands at a new "
-                "angle; the NTK base leaves the fastest pair as it was and slows the slowest fourfold.",
+        caption=f"Left: trained on {T} bytes, read on {length}; mean and range of {config.n_seed} seeds. Right of the line "
+                "the positions are new. Right: why. Plain RoPE turns every pair further than in training; divided positions "
+                "bring back the trained angles but squeeze neighbours together, so that even the nearest byte stands at a "
+                "new angle; the NTK base leaves the fastest pair as it was and slows the slowest fourfold.",
         command=command_line(__file__, config))
     print(path)
 

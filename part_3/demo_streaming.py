@@ -2,13 +2,11 @@
 
 Streams text of twenty times the trained length through the model of part_3/train.py, and measures the loss along the way
 with (a) a full cache, (b) a window, (c) a window with four sinks, both with positions in the cache, (d) the window computed
-anew for every token. Then it looks where the attention goes. What to see: (a) breaks down soon after the trained length;
-(c) and (d) go on as if nothing had happened; how much (b) loses depends on how much attention the first tokens get.
+anew for every token. What to see: (a) breaks down soon after the trained length; (c) and (d) go on as if nothing had
+happened. How much (b) loses depends on how much attention the first tokens get: demo_attention_sinks.py looks at that.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
-import copy
-import dataclasses
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -16,13 +14,12 @@ import torch
 from tqdm import tqdm
 
 from part_0.cli import QUICK_HELP, InputError, check_positive, command_line, option, run_script
-from part_0.device import DEVICES, packed_weights, pick_device
-from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, figure_path, heatmap, plt, save_figure
+from part_0.device import packed_weights
+from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, figure_path, plt, save_figure
 from part_2.corpus import load_corpus
 from part_2.dataset import split_tokens
 from part_2.loss import token_losses
-from part_3.attention_mask import attention_mask
-from part_3.modern_gpt import load_model
+from part_3.modern_gpt import load_model, reread
 from part_3.train import RUNS
 
 
@@ -32,8 +29,7 @@ class Config:
     factor: int = option(20, "length of the stream, in trained lengths")
     sinks: int = option(4, "sinks of variant (c); its window is as much shorter")
     n_streams: int = option(8, "streams side by side, from different places of the validation text")
-    stride: int = option(8, "variant (d) looks at every so manieth token")
-    device: str = option("cpu", "where to run", DEVICES)
+    stride: int = option(4, "the losses of every stride-th token are compared: (d) is slow")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(checkpoint=str(RUNS / "quick" / "best.pt"), factor=3, n_streams=2)
 
@@ -43,11 +39,20 @@ class Config:
             raise InputError(f"--sinks must be at least 1, not {self.sinks}")
 
 
-def with_window(model, window, sinks):
-    """The same weights read through a sliding window: nothing is copied but the config."""
-    other = copy.copy(model)
-    other.config = dataclasses.replace(model.config, window=window, sinks=sinks)
-    return other
+def load_streams(config):
+    """The model of config.checkpoint and texts (B, N+1) from evenly spread places of its validation text."""
+    model, tokenizer, state = load_model(config.checkpoint)
+    if model.config.window is not None or model.config.positions != "rope":
+        raise InputError(f"{config.checkpoint} has a window or no rotary positions; train one: python3 part_3/train.py")
+    T = model.config.block_size
+    if config.sinks >= T:
+        raise InputError(f"--sinks {config.sinks} must be below the trained length {T}")
+    N = config.factor * T
+    _, text = split_tokens(tokenizer.encode_to_tensor(load_corpus(state["config"]["data"])), T)
+    if len(text) < N + config.n_streams:
+        raise InputError(f"the validation text has {len(text)} tokens, too few for --factor {config.factor}")
+    starts = torch.linspace(0, len(text) - N - 1, config.n_streams).long()
+    return model, torch.stack([text[start:start + N + 1] for start in starts]).long()
 
 
 @torch.inference_mode()
@@ -73,75 +78,31 @@ def recomputed_losses(model, tokens, length, stride):
     return torch.stack(losses, dim=1)
 
 
-@torch.inference_mode()
-def attention_maps(model, tokens):
-    """The attention weights of every layer in one plain pass: a list of (B, H, T, T)."""
-    positions, maps, hooks = torch.arange(tokens.shape[1], device=tokens.device), [], []
-    mask = attention_mask(positions, positions)
-    for block in model.blocks:
-        hooks.append(block.attention.register_forward_pre_hook(
-            lambda module, inputs: maps.append(module.attention_weights(inputs[0], mask, model.rotation(positions)))))
-    model(tokens)
-    for hook in hooks:
-        hook.remove()
-    return maps
-
-
 def main(config):
-    device = pick_device(config.device)
-    model, tokenizer, state = load_model(config.checkpoint, device)
-    if model.config.window is not None or model.config.positions != "rope":
-        raise InputError(f"{config.checkpoint} has a window or no rotary positions; train one: python3 part_3/train.py")
-    T = model.config.block_size
-    if config.sinks >= T:
-        raise InputError(f"--sinks {config.sinks} must be below the trained length {T}")
-    N = config.factor * T
-    _, text = split_tokens(tokenizer.encode_to_tensor(load_corpus(state["config"]["data"])), T)
-    if len(text) < config.n_streams + N:
-        raise InputError(f"the validation text has {len(text)} tokens, too few for --factor {config.factor}")
-    starts = torch.linspace(0, len(text) - N - 1, config.n_streams).long()
-    tokens = torch.stack([text[start:start + N + 1] for start in starts]).long().to(device)
-
+    model, tokens = load_streams(config)
+    T, N = model.config.block_size, tokens.shape[1] - 1
+    no_sinks, with_sinks = reread(model, window=T), reread(model, window=T - config.sinks, sinks=config.sinks)
     losses = {"(a) full cache": stream_losses(model, tokens, "static", T, "(a)"),
-              "(b) window, no sinks": stream_losses(with_window(model, T, 0), tokens, "streaming", 1, "(b)"),
-              f"(c) window, {config.sinks} sinks": stream_losses(with_window(model, T - config.sinks, config.sinks), tokens,
-                                                                "streaming", 1, "(c)"),
-              "(d) computed anew": recomputed_losses(model, tokens, T, config.stride)}
-    fig, (ax_loss, ax_map, ax_sink) = plt.subplots(1, 3, figsize=(13, 4.6), width_ratios=(4, 3, 2))
+              "(b) window, no sinks": stream_losses(no_sinks, tokens, "streaming", 1, "(b)"),
+              f"(c) window, {config.sinks} sinks": stream_losses(with_sinks, tokens, "streaming", 1, "(c)")}
+    losses = {name: loss[:, config.stride - 1::config.stride] for name, loss in losses.items()}
+    losses["(d) computed anew"] = recomputed_losses(model, tokens, T, config.stride)
+    fig, ax = plt.subplots()
     for (name, loss), color, line in zip(losses.items(), (ORANGE, PURPLE, BLUE, GREEN), ("-", "-.", "-", ":")):
-        parts = loss.mean(dim=0).tensor_split(2 * config.factor)  # half a trained length for one point
-        ax_loss.plot([N * (i + 0.5) / len(parts) for i in range(len(parts))], [part.mean().item() for part in parts],
-                     color=color, linestyle=line, label=name)
-        late = loss[:, loss.shape[1] // config.factor:].mean(dim=1)
+        parts = loss.mean(dim=0).tensor_split(config.factor)  # a trained length for one point
+        ax.plot([N * (i + 0.5) / len(parts) for i in range(len(parts))], [part.mean().item() for part in parts],
+                color=color, linestyle=line, label=name)
+        late = loss[:, T // config.stride:].mean(dim=1)
         print(f"{name:20s} loss after the trained length {late.mean():.3f} nats per byte "
               f"(streams from {late.min():.3f} to {late.max():.3f})")
-    ax_loss.axvline(T, color=BLACK, linewidth=1)
-    ax_loss.set(xlabel=f"position in the stream (trained up to {T})", ylabel="loss (nats per byte)",
-                title="loss along the stream")
-    ax_loss.legend()
-
-    maps = attention_maps(model, tokens[:, :T])
-    by_key = torch.stack([weights.mean(dim=(0, 1))[T // 2:].mean(dim=0) for weights in maps]).cpu()  # (L, T)
-    image = heatmap(ax_map, by_key.clamp(min=1e-4).log10(), xlabel="key position", ylabel="layer",
-                    yticks=range(1, len(maps) + 1))
-    fig.colorbar(image, ax=ax_map, label="mean weight, log10")
-    ax_map.set_title("where attention goes")
-    first = torch.stack([weights[:, :, T // 2:, :config.sinks].sum(dim=-1).mean(dim=(0, 2)) for weights in maps]).cpu()  # (L, H)
-    even = sum(config.sinks / (query + 1) for query in range(T // 2, T)) / (T - T // 2)
-    for head in range(first.shape[1]):
-        ax_sink.plot(range(1, len(maps) + 1), first[:, head], "o", color=BLUE)
-    ax_sink.axhline(even, color=BLACK, linestyle=":", label="if spread evenly")
-    ax_sink.set(xlabel="layer", ylabel=f"share of the first {config.sinks} tokens", title="attention parked on sinks",
-                xticks=range(1, len(maps) + 1), ylim=(0, None))
-    ax_sink.legend()
-    print(f"attention on the first {config.sinks} tokens: {first.mean():.1%} (evenly spread: {even:.1%}), "
-          f"most in one head: {first.max():.1%}")
+    ax.axvline(T, color=BLACK, linewidth=1)
+    ax.set(xlabel=f"position in the stream (trained up to {T})", ylabel="loss (nats per byte)")
+    ax.legend()
     path = save_figure(
         fig, figure_path(__file__, "streaming", config.quick), title=f"Streaming {config.factor} times the trained length",
-        caption=f"Left: mean of {config.n_streams} streams. A full cache runs into positions that were never trained; a window "
+        caption=f"Mean of {config.n_streams} streams. A full cache runs into positions that were never trained; a window "
                 "with positions in the cache reads on at the loss of a window that is computed anew for every token, at a "
-                f"fraction of its cost. Middle and right: how much attention queries {T // 2} to {T} pay to each key, and each "
-                f"head to the first {config.sinks}: where that is little, dropping them (b) costs little.",
+                "fraction of its cost.",
         command=command_line(__file__, config))
     print(path)
 

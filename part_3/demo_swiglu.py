@@ -54,8 +54,8 @@ def main(config):
     path = save_figure(
         fig, figure_path(__file__, "swiglu", config.quick), title="GELU and SwiGLU with equal parameters",
         caption="Left: GELU answers z in one way; SwiGLU's answer is multiplied by a second projection, here 1 or -1. "
-                f"Middle: the same model with either layer, {config.n_seed} seeds on the same batches, mean and range. Right: "
-                "the difference with one seed and the same batches: above zero SwiGLU is ahead.",
+                f"Middle: the same model with either layer, {config.n_seed} seeds on the same batches, mean and range. "
+                "Right: the difference with one seed and the same batches: above zero SwiGLU is ahead.",
         command=command_line(__file__, config))
     print(path)
 

@@ -12,7 +12,8 @@
 Every piece can be switched back to its ancestor; with all of them switched back it is Part 2's GPT, weight for weight.
 """
 
-from dataclasses import dataclass
+import copy
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -209,6 +210,13 @@ class ModernGPT(nn.Module):
     def n_params(self):
         """Number of weights; a tied matrix counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
+
+
+def reread(model, **changes):
+    """The same weights under a changed config, such as another window or rotary base; nothing is copied but the config."""
+    other = copy.copy(model)
+    other.config = replace(model.config, **changes)
+    return other
 
 
 def load_model(path, device="cpu"):

@@ -8,7 +8,8 @@ import pytest
 from tests.repository import ROOT, SCRIPTS, module_of, relative
 
 SIZES = {"steps", "batch_size", "block_size", "n_layer", "n_head", "d_model", "n_tokens", "n_positions", "n_batches",
-         "n_examples", "n_queries", "n_seed", "n_new", "n_bars", "n_samples", "n_bytes", "lr", "max_width"}
+         "n_examples", "n_queries", "n_seed", "n_new", "n_bars", "n_samples", "n_bytes", "lr", "max_width", "n_windows",
+         "n_streams", "stride", "factor", "threads", "n_prompt", "n_rounds"}
 SPECIAL = [  # script, flags, what the line must say
     ("part_1/demo_positional_encoding.py", ["--d_model", "7"], "even"),
     ("part_1/demo_visualize_multi_head.py", ["--d_model", "30"], "divisible"),
@@ -35,6 +36,25 @@ SPECIAL = [  # script, flags, what the line must say
     ("part_2/train.py", ["--device", "mps" if sys.platform != "darwin" else "cuda"], "not available"),
     ("part_2/train.py", ["--resume", "--out", "{tmp}/none"], "no checkpoint"),
     ("part_2/train.py", ["--out", "{tmp}/empty.txt/run"], "cannot be written"),
+    ("part_3/train.py", ["--n_kv_head", "3"], "divisible"),
+    ("part_3/train.py", ["--sinks", "4"], "without a window"),
+    ("part_3/train.py", ["--window", "0"], "window"),
+    ("part_3/train.py", ["--d_model", "12"], "even"),
+    ("part_3/train.py", ["--positions", "alibi"], "alibi"),
+    ("part_3/train.py", ["--rope_base", "0"], "rope_base"),
+    ("part_3/train.py", ["--data", "{tmp}/missing.txt"], "neither a file nor"),
+    ("part_3/demo_rope.py", ["--d_model", "66"], "divisible"),
+    ("part_3/demo_rope.py", ["--data", "{tmp}/empty.txt"], "no text"),
+    ("part_3/demo_attention_mask.py", ["--sinks", "-1"], "sinks"),
+    ("part_3/demo_attention_mask.py", ["--window", "0"], "window"),
+    ("part_3/demo_kv_cache.py", ["--n_kv_head", "3"], "divisible"),
+    ("part_3/demo_kv_cache.py", ["--n_new", "2"], "n_new"),
+    ("part_3/demo_streaming.py", ["--checkpoint", "{tmp}/none.pt"], "python3 part_3/train.py"),
+    ("part_3/demo_streaming.py", ["--checkpoint", "{tmp}/binary"], "no checkpoint"),
+    ("part_3/demo_streaming.py", ["--sinks", "0"], "sinks"),
+    ("part_3/demo_rolling_buffer.py", ["--checkpoint", "{tmp}/none.pt"], "python3 part_3/train.py"),
+    ("part_3/demo_attention_sinks.py", ["--checkpoint", "{tmp}/none.pt"], "python3 part_3/train.py"),
+    ("part_3/demo_cache_lab.py", ["--sinks", "9"], "sinks"),
 ]
 
 

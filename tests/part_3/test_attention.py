@@ -100,6 +100,14 @@ def test_the_layer_equals_its_formula(bias, qk_norm, positions):
                           atol=1e-4)
 
 
+def test_eps_of_the_query_and_key_norm_is_1e_5():
+    attention, x = random_layer(qk_norm=True)
+    query, key, _ = attention.queries_keys_values(1e-3 * x)  # mean squares of about 1e-5
+    plain = 1e-3 * F.linear(x, attention.qkv.weight).view(2, 5, 10, 4).transpose(1, 2)
+    assert torch.allclose(query, F.rms_norm(plain[:, :6], (4,), attention.query_norm.weight, 1e-5), atol=1e-5)
+    assert torch.allclose(key, F.rms_norm(plain[:, 6:8], (4,), attention.key_norm.weight, 1e-5), atol=1e-5)
+
+
 class ListCache:
     """Keeps what it is given, layer by layer."""
 

@@ -195,6 +195,14 @@ def test_weights_are_packed_while_a_stream_runs(model):
     assert "forward" in vars(model.head)
 
 
+def test_no_gradient_is_prepared_for(model, monkeypatch):
+    original, modes = model.hidden_states, []
+    monkeypatch.setattr(model, "hidden_states", lambda *arguments: modes.append(torch.is_grad_enabled())
+                        or original(*arguments))
+    generate(model, PROMPTS, 2)
+    assert modes == [False, False]
+
+
 @pytest.mark.parametrize("stop_ids", [(), (0,)])
 def test_the_tokens_may_be_trained_on_and_the_caller_s_grad_mode_is_untouched(model, stop_ids):
     for tokens in stream(model, PROMPTS, 4, stop_ids=stop_ids, generator=seeded(1)):
@@ -209,6 +217,7 @@ def test_no_new_tokens_are_empty_rows(model):
     rows = generate(model, PROMPTS, 0)
     assert lists(rows) == [[]] * 8 and all(row.dtype == torch.long for row in rows)
     assert list(stream(model, PROMPTS, 0)) == []
+    assert lists(generate(model, [[3]], 0)) == [[]]  # the smallest cache there is
 
 
 @pytest.mark.parametrize("prompts", [[], [[]], [[1, 2], []]])

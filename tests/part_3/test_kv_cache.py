@@ -222,6 +222,17 @@ def test_a_ring_holds_the_sinks_and_the_last_window(kind):
         assert held[2:3] == [1 if t else -1]
 
 
+@pytest.mark.parametrize("n_rows", [1, 4], ids=["one", "ragged"])
+def test_no_two_tokens_of_a_pass_are_written_to_one_place(n_rows):  # which of them stays would be left to chance
+    tokens, positions = pad_left(PROMPTS[:n_rows])
+    cache = make_model(window=6, sinks=2).new_cache("rolling", n_rows)
+    cache.begin(21, positions)
+    for row in cache.write.tolist():
+        places = [place for place in row if place]
+        assert len(places) == len(set(places)) <= 8
+    assert (cache.positions[:, 0] == -1).all()  # padding's place stays nobody's
+
+
 def test_a_text_of_ten_windows_is_the_windowed_pass():
     model = make_model(window=6, sinks=2, n_kv_head=2)
     text = torch.randint(40, (60,), generator=torch.Generator().manual_seed(0))
@@ -283,18 +294,20 @@ def test_padding_tokens_can_be_any():
 @pytest.mark.parametrize("options", [dict(), dict(window=6, sinks=2)], ids=["full", "sinks"])
 def test_rows_of_one_length_may_turn_ragged_later(options):
     model = make_model(**options)
-    # Both rows read three tokens; then the first reads five more, the second two, padded on the left.
-    first, second = PROMPTS[0][:8], PROMPTS[1][:5]
+    # All rows read three tokens; then the first reads five more, the second two and the third none; then all read one more
+    # but for the second, and at last each reads one.
+    texts = [[*PROMPTS[0][:8], 7, 1], [*PROMPTS[1][:5], 2], [*PROMPTS[0][5:8], 4, 3]]
+    passes = [torch.arange(3).expand(3, -1), torch.tensor([[3, 4, 5, 6, 7], [-1, -1, -1, 3, 4], [-1] * 5]),
+              torch.tensor([[8], [-1], [3]]), torch.tensor([[9], [5], [4]])]
+    expected = [Reader(model).read_all(text) for text in texts]
     for kind in ("static", "rolling") if options else ("static",):
-        cache = model.new_cache(kind, 2, 12)
-        model(torch.stack((first[:3], second[:3])), None, cache)
-        late = torch.stack((first[3:], torch.cat((torch.zeros(3, dtype=torch.long), second[3:]))))
-        logits = model(late, torch.tensor([[3, 4, 5, 6, 7], [-1, -1, -1, 3, 4]]), cache)
-        more = model(torch.tensor([[7], [9]]), None, cache)
-        for row, text, new in ((0, first, 7), (1, second, 9)):
-            expected = Reader(model).read_all([*text, new])
-            n = len(text) - 3
-            assert error(logits[row, -n:], expected[3:-1]) < TOLERANCE and error(more[row, 0], expected[-1]) < TOLERANCE
+        cache = model.new_cache(kind, 3, 12)
+        for n, positions in enumerate(passes):
+            tokens = torch.tensor([[texts[row][p] if p >= 0 else 0 for p in positions[row]] for row in range(3)])
+            logits = model(tokens, positions if n in (1, 2) else None, cache)  # None: each row goes on where it stands
+            for row in range(3):
+                for t, p in enumerate(positions[row]):
+                    assert p < 0 or error(logits[row, t], expected[row][p]) < TOLERANCE
 
 
 @pytest.mark.parametrize("kind", ["static", "rolling", "streaming"])
@@ -410,6 +423,16 @@ def test_a_cache_has_the_dtype_that_attention_works_in(kind, cache_class):
     real = positions >= 0
     plain = read_in_passes(model, tokens, positions, kind, [4, 1])
     assert (logits - plain)[real].square().mean().sqrt() < 0.1 * plain[real].std()  # bf16 keeps two to three digits
+
+
+@pytest.mark.parametrize("n_rows", [1, 4], ids=["one", "ragged"])
+def test_a_cache_made_outside_autocast_may_be_used_inside(n_rows):
+    model, (tokens, positions) = make_model(window=6, sinks=2), pad_left(PROMPTS[:n_rows])
+    outside = model.new_cache("static", n_rows, 21)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits, expected = (read_in_passes(model, tokens, positions, "static", [4, 1], cache) for cache in (outside, None))
+    # fp32 holds every bf16 number, so the same keys and values are read from both.
+    assert torch.allclose(logits[0].float(), expected[0].float(), atol=0.05)
 
 
 def test_a_bf16_model_has_a_bf16_cache():

@@ -128,6 +128,10 @@ def test_rows_may_have_positions_of_their_own(pairing):
         assert torch.allclose(turned[row:row + 1], turn(x[row:row + 1], positions[row], pairing=pairing), atol=1e-5)
 
 
+def test_the_rotation_is_on_the_device_of_the_positions():
+    assert {part.device.type for part in rotation(torch.arange(3, device="meta"), 4)[:2]} == {"meta"}
+
+
 @PAIRINGS
 def test_gradients_are_turned_back(pairing):
     # A rotation's transpose is the rotation by the opposite angle.
