@@ -14,8 +14,8 @@ q and k are positions in the text, not places in a tensor: that is why a cache m
 def attention_mask(query_positions, key_positions, window=None, sinks=0):
     """Which query may look at which key; True = may, as in torch's `scaled_dot_product_attention`.
 
-    query_positions: (T,) or (B, T); key_positions: (S,) or (B, S). A negative position is padding or an empty place: no
-    real query sees it. A padding query sees only padding, so that no row of the mask is empty, as the softmax needs.
+    query_positions: (T,) or (B, T); key_positions: (S,) or (B, S). Position -1 is padding or an empty place: no real query
+    sees it. A padding query sees only padding, so that no row of the mask is empty, as the softmax needs.
     window: None for no limit. Returns bool (T, S), or (B, T, S) where rows differ.
     """
     query, key = query_positions[..., :, None], key_positions[..., None, :]

@@ -37,8 +37,10 @@ def rotation(positions, d_head, base=10000.0, scale=1.0, pairing="half"):
     """The rotation of each position.
 
     positions: (T,), or (B, T) where rows differ; scale: positions are divided by it (position interpolation). Angles are
-    fp32 whatever the model computes in: bf16 cannot tell position 257 from 256.
+    fp32 whatever the model computes in: bf16 cannot tell position 257 from 256. ValueError for an unknown pairing.
     """
+    if pairing not in PAIRINGS:
+        raise ValueError(f"pairing must be one of {', '.join(PAIRINGS)}, not {pairing}")
     angles = positions[..., None].float() / scale * frequencies(d_head, base, positions.device)  # (..., T, D/2)
     cos, sin = angles.cos(), angles.sin()
     if pairing == "half":
@@ -62,7 +64,7 @@ def rotate(x, by):
 def ntk_base(base, scale, d_head):
     """The base with which the slowest pair turns `scale` times slower and the fastest as before (bloc97 2023, "NTK-aware").
 
-    Position interpolation slows all pairs alike and so blurs neighbours; this spreads the slowing over the pairs.
+    d_head: D above 2. Position interpolation slows all pairs alike and so blurs neighbours; this spreads the slowing.
     """
     return base * scale ** (d_head / (d_head - 2))
 

@@ -2,7 +2,7 @@
 
     python3 part_3/train.py                                   the model that the demos of 3.4 to 3.6 look at
     python3 part_3/train.py --window 32 --sinks 4             with a sliding window
-    python3 part_3/train.py --norm layernorm --positions learned --mlp gelu --bias      Part 2's GPT again
+    python3 part_3/train.py --norm layernorm --positions learned --mlp gelu --bias --n_kv_head 4     Part 2's GPT again
 
 Everything else (the run directory, resuming, the samples) is as in part_2/train.py.
 """

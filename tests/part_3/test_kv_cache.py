@@ -294,17 +294,17 @@ def test_padding_tokens_can_be_any():
 @pytest.mark.parametrize("options", [dict(), dict(window=6, sinks=2)], ids=["full", "sinks"])
 def test_rows_of_one_length_may_turn_ragged_later(options):
     model = make_model(**options)
-    # All rows read three tokens; then the first reads five more, the second two and the third none; then all read one more
-    # but for the second, and at last each reads one.
-    texts = [[*PROMPTS[0][:8], 7, 1], [*PROMPTS[1][:5], 2], [*PROMPTS[0][5:8], 4, 3]]
+    # All rows read three tokens; then the first reads five more, the second two and the third none; then each reads one
+    # more, twice, but the second row only the first time; and at last each reads one.
+    texts = [[*PROMPTS[0][:8], 7, 1, 5], [*PROMPTS[1][:5], 2, 6], [*PROMPTS[0][5:8], 4, 3, 8]]
     passes = [torch.arange(3).expand(3, -1), torch.tensor([[3, 4, 5, 6, 7], [-1, -1, -1, 3, 4], [-1] * 5]),
-              torch.tensor([[8], [-1], [3]]), torch.tensor([[9], [5], [4]])]
+              torch.tensor([[8], [5], [3]]), torch.tensor([[9], [-1], [4]]), torch.tensor([[10], [6], [5]])]
     expected = [Reader(model).read_all(text) for text in texts]
     for kind in ("static", "rolling") if options else ("static",):
         cache = model.new_cache(kind, 3, 12)
         for n, positions in enumerate(passes):
             tokens = torch.tensor([[texts[row][p] if p >= 0 else 0 for p in positions[row]] for row in range(3)])
-            logits = model(tokens, positions if n in (1, 2) else None, cache)  # None: each row goes on where it stands
+            logits = model(tokens, positions if n in (1, 3) else None, cache)  # None: each row goes on where it stands
             for row in range(3):
                 for t, p in enumerate(positions[row]):
                     assert p < 0 or error(logits[row, t], expected[row][p]) < TOLERANCE

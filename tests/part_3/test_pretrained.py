@@ -98,7 +98,7 @@ def put(name, *shape):
     (dict.clear, "missing.*model.embed_tokens.weight, model.layers.0.mlp.gate_proj.weight"),
     (without("model.embed_tokens.weight"), "missing.*model.embed_tokens.weight$"),
     (without("model.layers.0.mlp.gate_proj.weight"), "missing.*: model.layers.0.mlp.gate_proj.weight$"),
-    (put("model.embed_tokens.weight", 24), "no matrix.*model.embed_tokens.weight$"),
+    (put("model.embed_tokens.weight", 24), "missing, or no matrix: model.embed_tokens.weight$"),
     (without("model.norm.weight"), "missing: model.norm.weight$"),
     (without(LAYER_1 + "self_attn.v_proj.weight"), f"missing: {LAYER_1}self_attn.v_proj.weight$"),
     (put(LAYER_1 + "self_attn.q_proj.bias", 24), f"unknown: {LAYER_1}self_attn.q_proj.bias$"),

@@ -1,0 +1,53 @@
+import torch
+
+from part_2.corpus import load_corpus
+from part_2.dataset import get_batch, split_tokens
+from part_2.evaluate import windows_loss
+from part_2.optimization import parameter_groups, warmup_cosine
+from part_3.modern_gpt import ModernGPT
+from part_3.side_by_side import ComparisonConfig, compare
+
+SMALL = ComparisonConfig(steps=6, batch_size=2, block_size=8, n_layer=1, n_head=2, d_model=8, n_seed=2, precision="fp32")
+
+
+def test_two_variants_of_one_design_end_exactly_alike_so_they_see_the_same_batches_from_the_same_start():
+    results = compare(SMALL, {"a": {}, "b": {}})
+    assert results["a"].val_loss == results["b"].val_loss
+    assert results["a"].val_loss[0] != results["a"].val_loss[1]  # another seed
+
+
+def test_a_variant_s_result_does_not_depend_on_who_trains_beside_it():
+    alone = compare(SMALL, {"a": {}})["a"].val_loss
+    assert compare(SMALL, {"other": dict(mlp="gelu"), "a": {}})["a"].val_loss == alone
+
+
+def test_the_loop_is_the_one_of_the_book():
+    [run] = compare(ComparisonConfig(**{**SMALL.__dict__, "n_seed": 1}), {"a": {}}, n_evals=3).values()
+    tokens = torch.tensor(list(load_corpus("python-docs").encode()))
+    train_tokens, val_tokens = split_tokens(tokens, 8)
+    val_batch = get_batch(val_tokens, 64, 8, torch.Generator().manual_seed(0))
+    torch.manual_seed(1)
+    model = ModernGPT(SMALL.model_config())
+    optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1.0, betas=(0.9, 0.99))
+    batches, expected = torch.Generator().manual_seed(1), []
+    for step in range(6):
+        if step % 2 == 0:
+            expected.append(windows_loss(model, *val_batch))
+        inputs, targets = get_batch(train_tokens, 2, 8, batches)
+        loss = torch.nn.functional.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = warmup_cosine(step, 6, 4e-3, 4e-4, 1)
+        optimizer.step()
+    expected.append(windows_loss(model, *val_batch))
+    assert run.steps == [0, 2, 4, 6]
+    assert torch.allclose(torch.tensor(run.val_loss[0]), torch.tensor(expected), atol=1e-4)
+
+
+def test_observe_sees_the_gradients_of_the_second_half():
+    results = compare(SMALL, {"a": {}}, observe=lambda model: model.head.weight.grad.norm().item())
+    assert [len(seen) for seen in results["a"].observed] == [3, 3]
+    assert all(value > 0 for seen in results["a"].observed for value in seen)
+    assert [len(seconds) for seconds in results["a"].seconds] == [6, 6]
