@@ -24,7 +24,8 @@ def grouped_attention(query, key, value, mask=None, causal=False, dropout=0.0):
     """
     B, H, T, D = query.shape
     H_kv = key.shape[1]
-    if T == 1 and H_kv < H and not causal:  # one token: the queries of a group are as good as so many tokens, which all see the same
+    if T == 1 and H_kv < H and not causal:
+        # One token: the queries of a group are as good as so many tokens, which all see the same keys.
         groups = query.view(B, H_kv, H // H_kv, D)
         return fused_attention(groups, key, value, attn_mask=mask, dropout_p=dropout).reshape(B, H, T, D)
     return fused_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal and mask is None,

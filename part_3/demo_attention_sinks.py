@@ -64,18 +64,20 @@ def main(config):
     fig.colorbar(image, ax=ax_map, label="mean weight, log10")
     ax_map.set_title("where attention goes, mean of all heads")
     share = torch.stack([weights[..., :config.sinks].sum(dim=-1).mean(dim=(0, 2)) for weights in late])  # (L, H)
-    ends = torch.stack([weights[..., T // 2 - config.sinks:T // 2].sum(dim=-1).mean(dim=(0, 2)) for weights in late])
+    quarter = slice(T // 4, T // 4 + config.sinks)
+    others = torch.stack([weights[..., quarter].sum(dim=-1).mean(dim=(0, 2)) for weights in late])
     even = sum(config.sinks / (query + 1) for query in range(T // 2, T)) / (T - T // 2)
     for x, values, color, marker, name in ((-0.1, share, BLUE, "o", f"first {config.sinks} tokens"),
-                                           (0.1, ends, ORANGE, "x", f"{config.sinks} tokens half-way, to compare")):
+                                           (0.1, others, ORANGE, "x", f"{config.sinks} tokens from {T // 4} on")):
         for head in range(values.shape[1]):
             ax_sink.plot([layer + x for layer in layers], values[:, head], marker, color=color,
                          label=name if head == 0 else None)
     ax_sink.axhline(even, color=BLACK, linestyle=":", label="if spread evenly")
-    ax_sink.set(xlabel="layer", ylabel="share of a head's attention", title="every head", xticks=layers, ylim=(0, None))
-    ax_sink.legend()
+    ax_sink.set(xlabel="layer", ylabel="share of a head's attention", title="every head", xticks=layers,
+                ylim=(0, 1.6 * max(share.max(), even)))
+    ax_sink.legend(loc="upper right")
     print(f"attention on the first {config.sinks} tokens: {share.mean():.1%} in the mean, {share.max():.1%} in the head "
-          f"with most; evenly spread it were {even:.1%}; {config.sinks} tokens half-way get {ends.mean():.1%}")
+          f"with most; evenly spread it were {even:.1%}; the {config.sinks} from {T // 4} on get {others.mean():.1%}")
     path = save_figure(
         fig, figure_path(__file__, "attention_sinks", config.quick), title="Are the first tokens attention sinks?",
         caption=f"Queries {T // 2} to {T - 1} of {config.n_windows} windows. Left: a bright column at the left edge would "

@@ -24,9 +24,8 @@ from part_3.modern_gpt import ModernGPT
 from part_3.side_by_side import ComparisonConfig, compare
 
 OFF = dict(norm="layernorm", positions="learned", mlp="gelu", bias=True)
-RUNGS = {"Part 2's GPT": OFF, "no biases": OFF | dict(bias=False)}
-RUNGS["+ RMSNorm"] = RUNGS["no biases"] | dict(norm="rmsnorm")
-RUNGS["+ rotary positions"] = RUNGS["+ RMSNorm"] | dict(positions="rope")
+RUNGS = {"Part 2's GPT": OFF, "+ RMSNorm, no biases": OFF | dict(norm="rmsnorm", bias=False)}
+RUNGS["+ rotary positions"] = RUNGS["+ RMSNorm, no biases"] | dict(positions="rope")
 RUNGS["+ SwiGLU"] = RUNGS["+ rotary positions"] | dict(mlp="swiglu")
 RUNGS["+ half the KV heads"] = RUNGS["+ SwiGLU"] | dict(n_kv_head=2)
 
@@ -70,21 +69,23 @@ def main(config):
     results = compare(config, RUNGS)
     fig, (ax_same, ax_loss) = plt.subplots(1, 2, figsize=(12, 4.6))
     names = list(differences)
-    ax_same.barh(names, [max(value, 1e-9) for value in differences.values()], left=1e-9,
-                 color=[ORANGE if name.startswith("to compare") else BLUE for name in names])
+    ax_same.barh(names, list(differences.values()), color=[ORANGE if "compare" in name else BLUE for name in names])
     ax_same.set(xscale="log", xlim=(1e-9, 10), xlabel="largest difference of an output", title="two that should be one")
+    for row, value in enumerate(differences.values()):
+        if value == 0:
+            ax_same.text(1.3e-9, row, "0: equal to the last bit", va="center")
     ax_same.axvline(torch.finfo(torch.float32).eps, color=BLACK, linestyle=":", label="fp32 rounding of 1")
     ax_same.invert_yaxis()
-    ax_same.legend(loc="lower right")
+    ax_same.legend(loc="upper right")
     for name, value in differences.items():
         print(f"{name:34s} {value:.1e}")
     for row, (name, runs) in enumerate(results.items()):
         final = [losses[-1] for losses in runs.val_loss]
         ax_loss.plot(final, [row] * len(final), "o", color=BLUE)
         ax_loss.plot(mean(final), row, "|", color=ORANGE, markersize=22, markeredgewidth=3)
-        print(f"{name:20s} {runs.models[0].n_params()} weights   final loss {mean(final):.3f} nats per byte "
+        print(f"{name:20s} {runs.models[0].n_params():,} weights   final loss {mean(final):.3f} nats per byte "
               f"({', '.join(f'{loss:.3f}' for loss in final)})")
-    ax_loss.set(xlabel=f"validation loss after {config.steps} steps (nats per byte)", title="one piece more at a time")
+    ax_loss.set(xlabel="final validation loss (nats per byte)", title="one piece more at a time")
     ax_loss.set_yticks(range(len(results)), results)
     ax_loss.invert_yaxis()
     path = save_figure(

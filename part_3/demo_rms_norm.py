@@ -43,7 +43,7 @@ def main(config):
         times = [1000 * median(seconds) for seconds in runs.seconds]
         ax_time.bar(name, mean(times), yerr=[[mean(times) - min(times)], [max(times) - mean(times)]], color=color, capsize=6)
         final = [losses[-1] for losses in runs.val_loss]
-        print(f"{name:10s} {runs.models[0].n_params()} weights   final loss {mean(final):.3f} nats per byte "
+        print(f"{name:10s} {runs.models[0].n_params():,} weights   final loss {mean(final):.3f} nats per byte "
               f"({', '.join(f'{loss:.3f}' for loss in final)})   {mean(times):.1f} ms a step")
     ax_loss.set(xlabel="optimizer step", ylabel="validation loss (nats per byte)", title="loss after the first fifth")
     ax_loss.legend()

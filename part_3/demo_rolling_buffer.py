@@ -95,10 +95,12 @@ def main(config):
     ax_loss.set(ylabel="loss (nats per byte)", title="loss")
     ax_speed.legend(fontsize=9)
     path = save_figure(
-        fig, figure_path(__file__, "rolling_buffer", config.quick), title=f"Reading {config.factor} times the trained length",
+        fig, figure_path(__file__, "rolling_buffer", config.quick),
+        title=f"Reading {config.factor} times the trained length",
         caption="Without a cache the time of a token grows with the text; with a static cache its memory does "
-                "(allocated at once, for the longest text). The rings stay as they are. Loss: a full cache meets distances "
-                "that were never trained, and so do sinks at their absolute position; positions in the cache do not.",
+                "(allocated at once, for the longest text). The rings stay as they are. Loss: a full cache meets "
+                "distances that were never trained, and so do sinks at their absolute position; positions in the cache "
+                "do not.",
         command=command_line(__file__, config))
     print(path)
 

@@ -28,10 +28,10 @@ class ComparisonConfig:
     """The flags that the comparisons of this part share."""
 
     data: str = option("python-docs", DATA_HELP)
-    steps: int = option(400, "optimizer steps of each run")
+    steps: int = option(300, "optimizer steps of each run")
     batch_size: int = option(16, "windows a step")
     block_size: int = option(64, "context length in tokens")
-    n_layer: int = option(4, "Transformer blocks")
+    n_layer: int = option(3, "Transformer blocks")
     n_head: int = option(4, "attention heads")
     d_model: int = option(64, "model width")
     lr: float = option(4e-3, "highest learning rate")

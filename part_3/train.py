@@ -22,6 +22,7 @@ RUNS = Path(__file__).resolve().parent / "runs"
 @dataclass(frozen=True)
 class Config(part_2_train.Config):
     out: str = option(str(RUNS / "train"), "the run directory")
+    steps: int = option(1000, "optimizer steps")
     n_kv_head: int | None = option(2, "key-value heads, shared by n_head / n_kv_head query heads each")
     norm: str = option("rmsnorm", "normalisation", NORMS)
     positions: str = option("rope", "how a token knows its place", POSITIONS)
