@@ -113,6 +113,7 @@ def main(config):
         ends = (config.n_prompt, config.n_prompt + config.n_new)
         ax.semilogy(ends, [1000 * (weights + n * entry) / (bandwidth * 1e9) for n in ends], color=BLACK, linestyle=":",
                     label=f"floor: weights and cache at {bandwidth:.0f} GB/s")
+        ax.margins(y=0.25)  # room for the legend
         ax.set(xlabel="tokens before this one", ylabel="milliseconds a step",
                title=f"batch of {B}: {B} token{'s' * (B > 1)} a step")
     bar.close()

@@ -73,7 +73,7 @@ def main(config):
     ax_same.set(xscale="log", xlim=(1e-9, 10), xlabel="largest difference of an output", title="two that should be one")
     for row, value in enumerate(differences.values()):
         if value == 0:
-            ax_same.text(1.3e-9, row, "0: equal to the last bit", va="center")
+            ax_same.text(2e-7, row, "0: equal to the last bit", va="center")
     ax_same.axvline(torch.finfo(torch.float32).eps, color=BLACK, linestyle=":", label="fp32 rounding of 1")
     ax_same.invert_yaxis()
     ax_same.legend(loc="upper right")

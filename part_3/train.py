@@ -1,6 +1,6 @@
 """Lesson 3.4 - train a small ModernGPT: Part 2's loop, word for word, with Part 3's model in it.
 
-    python3 part_3/train.py                                   the model that the demos of 3.4 to 3.6 look at
+    python3 part_3/train.py                                   the model that the demos of 3.5 and 3.6 look at
     python3 part_3/train.py --window 32 --sinks 4             with a sliding window
     python3 part_3/train.py --norm layernorm --positions learned --mlp gelu --bias --n_kv_head 4     Part 2's GPT again
 
