@@ -25,8 +25,9 @@ from part_2.checkpoint import load_model as load_part_2_model
 from part_2.gpt import scaled_initialisation
 from part_3.attention import Attention
 from part_3.attention_mask import attention_mask
-from part_3.kv_cache import RollingCache, StaticCache, StreamingCache
+from part_3.kv_cache import StaticCache
 from part_3.rms_norm import RMSNorm
+from part_3.rolling_cache import RollingCache, StreamingCache
 from part_3.rope import PAIRINGS, rotation
 from part_3.swiglu import SwiGLU, swiglu_width
 

@@ -1,122 +1,25 @@
-"""The cache lab: whatever is cached, masked, grouped, padded and cut into passes, the logits are those of a second
-implementation that reads one text token by token, in fp64, with a list of keys that are never rotated."""
+"""The cache lab: whatever is cached, masked, grouped, padded and cut into passes, the logits are those of the reference."""
 
 import functools
-import itertools
 
 import pytest
 import torch
-from torch import nn
 
-from part_3 import modern_gpt
 from part_3.generate import generate, pad_left
-from part_3.kv_cache import RollingCache, StaticCache, StreamingCache
+from part_3.kv_cache import StaticCache
 from part_3.modern_gpt import ModernGPT, ModernGPTConfig
-
-TOLERANCE = 1e-4
-N_NEW = 12
-PROMPTS = [torch.randint(40, (n,), generator=torch.Generator().manual_seed(n)) for n in (21, 13, 5, 1)]
-
-
-class Reader:
-    """Reads one text and gives the logits after each token. From the model it takes only its weights and its config.
-
-    A rotated query's product with a rotated key is Re(q conj(k) e^(i distance w)), so each (query, key) pair is turned by
-    its own distance. streaming: the distance to a sink stops growing at window + sinks - 1 - k.
-    """
-
-    def __init__(self, model, streaming=False):
-        self.config, self.streaming, self.n_read = model.config, streaming, 0
-        self.weights = {name: weight.double() for name, weight in model.state_dict().items()}
-        self.history = [([], []) for _ in model.blocks]  # of each layer, keys and values
-
-    def normed(self, x, name):
-        return x / (x.square().mean(-1, keepdim=True) + self.config.norm_eps).sqrt() * self.weights[name + ".weight"]
-
-    def points(self, heads):
-        """(heads, D) -> (heads, D/2): each pair of columns as a complex number."""
-        if self.config.rope_pairing == "half":
-            return torch.complex(*heads.chunk(2, dim=-1))
-        return torch.complex(heads[:, 0::2], heads[:, 1::2])
-
-    def read(self, token):
-        c, w, q = self.config, self.weights, self.n_read
-        self.n_read += 1
-        D = c.d_model // c.n_head
-        seen = [k for k in range(q + 1) if c.window is None or q - k < c.window or k < c.sinks]
-        distances = [(min(q, c.window + c.sinks - 1) if self.streaming and k < c.sinks else q) - k for k in seen]
-        speeds = torch.tensor([c.rope_base ** (-2 * i / D) / c.rope_scale for i in range(D // 2)], dtype=torch.float64)
-        angles = torch.tensor(distances).double()[:, None] * speeds
-        turn = torch.polar(torch.ones_like(angles), angles)
-        x = w["token_embedding.weight"][token]
-        for layer, (keys, values) in enumerate(self.history):
-            at = f"blocks.{layer}."
-            heads = (w[at + "attention.qkv.weight"] @ self.normed(x, at + "norm_1")).view(-1, D)
-            query, key, value = heads.split((c.n_head, c.n_kv_head, c.n_kv_head))
-            if c.qk_norm:
-                query = self.normed(query, at + "attention.query_norm")
-                key = self.normed(key, at + "attention.key_norm")
-            keys.append(self.points(key))
-            values.append(value)
-            mixed = []
-            for h, point in enumerate(self.points(query)):
-                group = h // (c.n_head // c.n_kv_head)
-                scores = [(point * keys[k][group].conj() * turn[i]).real.sum() / D**0.5 for i, k in enumerate(seen)]
-                mixed.append(torch.stack(scores).softmax(0) @ torch.stack([values[k][group] for k in seen]))
-            x = x + w[at + "attention.project.weight"] @ torch.cat(mixed)
-            gate, up = (w[at + "feed_forward.expand.weight"] @ self.normed(x, at + "norm_2")).chunk(2)
-            x = x + w[at + "feed_forward.contract.weight"] @ (gate / (1 + (-gate).exp()) * up)
-        return w["head.weight"] @ self.normed(x, "norm")
-
-    def read_all(self, tokens):
-        """tokens: (T,). Returns (T, V)."""
-        return torch.stack([self.read(int(token)) for token in tokens])
-
-    def continue_greedily(self, tokens, n_new):
-        logits, new = self.read_all(tokens)[-1], []
-        for _ in range(n_new):
-            new.append(int(logits.argmax()))
-            logits = self.read(new[-1])
-        return new
-
-
-@functools.cache
-def make_model(n_layer=2, seed=0, **options):
-    """A small model with weights so large that attention is far from uniform."""
-    torch.manual_seed(seed)
-    model = ModernGPT(ModernGPTConfig(**{**dict(vocab_size=40, block_size=64, n_layer=n_layer, n_head=4, d_model=24),
-                                         **options})).eval().requires_grad_(False)
-    for parameter in model.parameters():
-        if parameter.ndim == 2:
-            nn.init.normal_(parameter, 0, 0.3)
-    return model
-
-
-def pieces(T, sizes):
-    """(start, end) of consecutive passes over T tokens whose lengths go round in `sizes`."""
-    end = 0
-    for size in itertools.cycle(sizes):
-        start, end = end, min(end + size, T)
-        yield start, end
-        if end == T:
-            return
-
-
-def read_in_passes(model, tokens, positions, kind, sizes, cache=None):
-    """Logits (B, T, V) of a text given to the model a piece at a time; "none": everything before it given again."""
-    T, parts = tokens.shape[1], []
-    if kind != "none" and cache is None:
-        cache = model.new_cache(kind, len(tokens), T)
-    for start, end in pieces(T, sizes):
-        first = start if cache else 0
-        where = None if positions is None else positions[:, first:end]
-        parts.append(model(tokens[:, first:end], where, cache)[:, start - first:])
-    return torch.cat(parts, dim=1)
-
-
-def error(logits, expected):
-    return (logits.double() - expected).abs().max().item()
-
+from part_3.rolling_cache import RollingCache, StreamingCache
+from tests.part_3.cache_reference import (
+    N_NEW,
+    PROMPTS,
+    TOLERANCE,
+    Reader,
+    contents,
+    error,
+    make_model,
+    pieces,
+    read_in_passes,
+)
 
 LOOKS = {"full": dict(), "window": dict(window=6), "sinks": dict(window=6, sinks=2)}
 HEADS = {"mha": dict(n_kv_head=4), "gqa": dict(n_kv_head=2)}
@@ -170,74 +73,11 @@ def test_the_second_implementation_agrees_on_every_option_of_the_model(options):
     assert error(model(PROMPTS[0][None])[0], Reader(model).read_all(PROMPTS[0])) < TOLERANCE
 
 
-@pytest.mark.parametrize("n_rows", [1, 4], ids=["one", "ragged"])
-@pytest.mark.parametrize("window, sinks", [(1, 0), (1, 2), (6, 0), (4, 7)])
-def test_a_rolling_cache_allows_passes_of_any_lengths_in_any_order(window, sinks, n_rows):
-    model, prompts = make_model(window=window, sinks=sinks, n_kv_head=2), PROMPTS[:n_rows]
-    tokens, positions = pad_left(prompts)
-    expected = [Reader(model).read_all(prompt) for prompt in prompts]
-    for sizes in ([3, 1, 1, 9, 2], [1, 20], [20, 1], [4, 1, 12, 1], [window + sinks, 1], [1, window + sinks + 1]):
-        for kind in ("static", "rolling"):
-            logits = read_in_passes(model, tokens, positions, kind, sizes)
-            for row, prompt in enumerate(prompts):
-                assert error(logits[row, 21 - len(prompt):], expected[row]) < TOLERANCE
-
-
-def contents(cache):
-    return (*cache.keys, *cache.values)
-
-
 @pytest.mark.parametrize("kind", ["static", "rolling", "streaming"])
 def test_the_memory_is_what_the_shapes_say(kind):
     cache = make_model(window=6, sinks=2, n_kv_head=2).new_cache(kind, 3, 20)
     # keys and values x 2 layers x 3 rows x 2 heads x (8 or 20 places and padding's) x 6 columns x 4 bytes
     assert cache.n_bytes == 2 * 2 * 3 * 2 * ((20 if kind == "static" else 8) + 1) * 6 * 4
-
-
-@pytest.mark.parametrize("kind", ["rolling", "streaming"])
-@pytest.mark.parametrize("n_rows", [1, 4], ids=["one", "ragged"])
-def test_a_ring_s_memory_stays_the_same_while_it_turns_many_times(kind, n_rows):
-    model = make_model(window=6, sinks=2)
-    tokens, positions = pad_left(PROMPTS[:n_rows])
-    cache = model.new_cache(kind, n_rows)
-    before = cache.n_bytes, [buffer.data_ptr() for buffer in contents(cache)]
-    model(tokens, positions, cache)
-    sinks = [buffer[0, :, 1:3].clone() for buffer in contents(cache)]  # of the row that is not padded
-    more = torch.randint(40, (n_rows, 60))
-    for t in range(60):  # ten windows
-        model(more[:, t:t + 1], None, cache)
-    assert (cache.n_bytes, [buffer.data_ptr() for buffer in contents(cache)]) == before
-    assert all(torch.equal(buffer[0, :, 1:3], first) for buffer, first in zip(contents(cache), sinks))
-
-
-@pytest.mark.parametrize("kind", ["rolling", "streaming"])
-def test_a_ring_holds_the_sinks_and_the_last_window(kind):
-    model = make_model(window=6, sinks=2)
-    cache = model.new_cache(kind, 1)
-    for t in range(40):
-        model(torch.tensor([[t]]), None, cache)
-        expected = {k for k in range(t + 1) if k < 2 or t - k < 6}
-        held = cache.positions[0].tolist()
-        assert held[0] == -1 and {k for k in held if k >= 0} == expected and held[1] == 0
-        assert held[2:3] == [1 if t else -1]
-
-
-@pytest.mark.parametrize("n_rows", [1, 4], ids=["one", "ragged"])
-def test_no_two_tokens_of_a_pass_are_written_to_one_place(n_rows):  # which of them stays would be left to chance
-    tokens, positions = pad_left(PROMPTS[:n_rows])
-    cache = make_model(window=6, sinks=2).new_cache("rolling", n_rows)
-    cache.begin(21, positions)
-    for row in cache.write.tolist():
-        places = [place for place in row if place]
-        assert len(places) == len(set(places)) <= 8
-    assert (cache.positions[:, 0] == -1).all()  # padding's place stays nobody's
-
-
-def test_a_text_of_ten_windows_is_the_windowed_pass():
-    model = make_model(window=6, sinks=2, n_kv_head=2)
-    text = torch.randint(40, (60,), generator=torch.Generator().manual_seed(0))
-    logits = read_in_passes(model, text[None], None, "rolling", [1])[0]
-    assert error(logits, Reader(model).read_all(text)) < TOLERANCE
 
 
 def test_a_static_cache_that_is_full_says_how_many_tokens_do_not_fit():
@@ -337,76 +177,6 @@ def test_selected_rows_of_one_length_keep_their_own_texts(kind):
     logits = read_in_passes(model, texts[:2, :7], None, kind, [1], cache)
     for i, row in enumerate((2, 0)):
         assert error(logits[i], Reader(model, kind == "streaming").read_all([*texts[row], *texts[i, :7]])[-7:]) < TOLERANCE
-
-
-# Streaming
-
-
-@pytest.mark.parametrize("sizes", [[8], [3], [1]])
-@pytest.mark.parametrize("lengths", [[8], [8, 5, 1]])
-def test_a_streaming_cache_is_a_static_one_while_nothing_has_been_dropped(lengths, sizes):
-    model = make_model(window=6, sinks=2)
-    tokens, positions = pad_left([PROMPTS[0][:n] for n in lengths])
-    streaming, static = (read_in_passes(model, tokens, positions, kind, sizes) for kind in ("streaming", "static"))
-    real = slice(None) if positions is None else positions >= 0
-    assert (streaming - static)[real].abs().max() < TOLERANCE
-
-
-@pytest.mark.parametrize("sizes", [[1], [21], [5], [8, 1]])
-@pytest.mark.parametrize("n_rows", [1, 4], ids=["one", "ragged"])
-@pytest.mark.parametrize("n_layer, window, sinks", [(1, 6, 2), (3, 6, 2), (2, 5, 0), (2, 1, 3)])
-def test_to_a_streaming_query_a_sink_is_never_further_away_than_the_window(n_layer, window, sinks, n_rows, sizes):
-    model = make_model(n_layer, window=window, sinks=sinks, n_kv_head=2)
-    tokens, positions = pad_left(PROMPTS[:n_rows])
-    logits = read_in_passes(model, tokens, positions, "streaming", sizes)
-    for row in range(n_rows):
-        assert error(logits[row, 21 - len(PROMPTS[row]):], Reader(model, True).read_all(PROMPTS[row])) < TOLERANCE
-
-
-def test_behind_the_window_a_streaming_cache_differs_from_a_rolling_one_by_its_sinks_alone():
-    for sinks, differs in ((2, True), (0, False)):
-        model = make_model(window=6, sinks=sinks)
-        a, b = (read_in_passes(model, PROMPTS[0][None], None, kind, [1]) for kind in ("streaming", "rolling"))
-        n = 6 + sinks
-        assert (a - b)[:, :n].abs().max() < TOLERANCE
-        assert ((a - b)[:, n:].abs().amax(-1) > 100 * TOLERANCE).all() == differs
-
-
-@pytest.mark.parametrize("n_rows", [1, 4], ids=["one", "ragged"])
-def test_no_streaming_angle_ever_exceeds_the_capacity(monkeypatch, n_rows):
-    model, asked = make_model(window=6, sinks=2), []
-    original = modern_gpt.rotation
-
-    def spy(positions, *arguments):
-        asked.append(positions)
-        return original(positions, *arguments)
-
-    monkeypatch.setattr(modern_gpt, "rotation", spy)
-    generate(model, PROMPTS[:n_rows], 80, temperature=0.0, cache="streaming")
-    asked = torch.cat([positions.flatten() for positions in asked])
-    assert asked.min() >= -1 and asked.max() == 7
-
-
-def test_a_streaming_cache_itself_refuses_a_pass_over_its_end():
-    cache = make_model(window=6, sinks=2).new_cache("streaming", 1)
-    assert cache.takes(8) and not cache.takes(9)
-    with pytest.raises(ValueError, match="8 tokens.*not 9"):
-        cache.begin(9)
-    cache.begin(8)
-    assert cache.takes(1) and not cache.takes(2)
-    cache.begin(1)
-
-
-@pytest.mark.parametrize("kind", ["rolling", "streaming"])
-def test_a_ring_is_refused_without_a_window(kind):
-    with pytest.raises(ValueError, match="window"):
-        make_model().new_cache(kind, 1, 8)
-
-
-@pytest.mark.parametrize("positions", ["learned", "sinusoidal", "none"])
-def test_a_streaming_cache_is_refused_without_rotary_positions(positions):
-    with pytest.raises(ValueError, match="rotary"):
-        make_model(positions=positions, window=6).new_cache("streaming", 1)
 
 
 @pytest.mark.parametrize("kind, cache_class", [("static", StaticCache), ("rolling", RollingCache),
