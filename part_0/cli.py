@@ -107,6 +107,16 @@ def check_positive(config, *names):
             raise InputError(f"--{name} must be above 0, not {getattr(config, name)}")
 
 
+def check_text(config, *names):
+    """Raise InputError unless each named field of `config` is a text: not empty, and valid Unicode."""
+    for name in names:
+        text = getattr(config, name)
+        if not text:
+            raise InputError(f"--{name} must not be empty")
+        if any("\ud800" <= character <= "\udfff" for character in text):  # bytes of the command line that are no text
+            raise InputError(f"--{name} must be valid UTF-8")
+
+
 def command_line(script, config):
     """The command, from the repository root, that runs `script` (its __file__) with `config`: only changed flags show."""
     path = Path(script).resolve()

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import torch
 
-from part_0.cli import QUICK_HELP, InputError, check_positive, command_line, option, run_script
+from part_0.cli import QUICK_HELP, InputError, check_positive, check_text, command_line, option, run_script
 from part_0.plotting import BLUE, ORANGE, figure_path, plt, save_figure
 from part_2.checkpoint import load_model
 from part_2.sampling import filter_logits, generate
@@ -36,12 +36,7 @@ class Config:
         check_positive(self, "n_new")
         if not 1 <= self.n_bars <= 256:
             raise InputError(f"--n_bars must be from 1 to 256, not {self.n_bars}")
-        if not self.prompt:
-            raise InputError("--prompt must not be empty")
-        try:
-            self.prompt.encode("utf-8")
-        except UnicodeEncodeError:  # bytes of the command line that are no text
-            raise InputError("--prompt must be valid UTF-8") from None
+        check_text(self, "prompt")
 
 
 @torch.no_grad()

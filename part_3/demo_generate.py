@@ -1,8 +1,8 @@
 """Lesson 3.4 - how does the model write, and where does it hesitate?
 
 Continues several prompts of different lengths in one batch with the model of part_3/train.py, each up to the end of its
-line, and shows the first one on the screen as it is written. Then every byte is drawn on the colour of its surprise: -log2 of
-the probability that the model gave it. What to see: it hesitates where a word begins and is sure where one ends.
+line, and shows the first one on the screen as it is written. Then every byte is drawn on the colour of its surprise, -log2
+of the probability that the model gave it. What to see: it hesitates where a word begins and is sure where one ends.
 `--cache none` writes the same text, more slowly.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
@@ -14,7 +14,7 @@ from typing import ClassVar
 
 import torch
 
-from part_0.cli import QUICK_HELP, InputError, check_positive, command_line, option, run_script
+from part_0.cli import QUICK_HELP, InputError, check_positive, check_text, command_line, option, run_script
 from part_0.plotting import figure_path, plt, save_figure
 from part_2.loss import token_losses
 from part_2.sampling import check_sampling
@@ -38,6 +38,7 @@ class Config:
 
     def __post_init__(self):
         check_positive(self, "n_new")
+        check_text(self, "prompt")
         check_sampling(self.temperature, None, None)
         if not all(self.prompt.split("|")):
             raise InputError("--prompt must not have an empty text in it")

@@ -55,6 +55,7 @@ SPECIAL = [  # script, flags, what the line must say
     ("part_3/demo_rolling_buffer.py", ["--checkpoint", "{tmp}/none.pt"], "python3 part_3/train.py"),
     ("part_3/demo_attention_sinks.py", ["--checkpoint", "{tmp}/none.pt"], "python3 part_3/train.py"),
     ("part_3/demo_generate.py", ["--prompt", "a||b"], "empty"),
+    ("part_3/demo_generate.py", ["--prompt", "\udcff"], "UTF-8"),
     ("part_3/demo_generate.py", ["--temperature", "-1"], "temperature"),
     ("part_3/demo_generate.py", ["--checkpoint", "{tmp}/none.pt"], "python3 part_3/train.py"),
     ("part_3/demo_cache_lab.py", ["--sinks", "9"], "sinks"),
