@@ -94,8 +94,9 @@ def packed_weights(model):
     """Context in which the linear layers of `model` run from weights packed for this processor; for inference only.
 
     On a CPU, torch hands an fp32 matrix product to a library that rearranges the weights in every call, which is most of
-    the work when there are only a few tokens to multiply with. Here it is done once, into oneDNN's own layout. Weights must
-    not change meanwhile; for as long, they are held twice. Other devices and reduced precision are left as they are.
+    the work when there are only a few tokens to multiply with. Here it is done once, into oneDNN's own layout. Until the
+    context is left the weights must not change, and they are held twice. Where gradients are recorded, on other devices and
+    in reduced precision everything stays as it was.
     """
     packed = []
     if torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"):
@@ -104,15 +105,17 @@ def packed_weights(model):
     try:
         for linear in packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
-            linear.forward = functools.partial(_packed_linear, weight, linear.bias)
+            linear.forward = functools.partial(_packed_linear, linear, weight)
         yield
     finally:
         for linear in packed:
             linear.__dict__.pop("forward", None)  # the class's own again
 
 
-def _packed_linear(weight, bias, x):
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _packed_linear(linear, weight, x):
+    if torch.is_grad_enabled():  # the packed product has no backward pass
+        return F.linear(x, linear.weight, linear.bias)
+    return torch.ops.mkldnn._linear_pointwise(x, weight, linear.bias, "none", [], "")
 
 
 def grad_scaler(device, dtype):

@@ -2,9 +2,9 @@
 
     query head h looks at key-value head  h // (H / H_kv)                        (Ainslie et al. 2023, "GQA", section 2.2)
 
-H_kv = H is multi-head attention (lesson 1.4), H_kv = 1 is multi-query. While a model writes, its cache is what it reads
-most of; sharing makes it H / H_kv times smaller. The rest is lesson 1.4 with rotary positions (3.2), a mask (3.5) and a
-cache (3.4, 3.6).
+H_kv = H is multi-head attention (lesson 1.4), H_kv = 1 is multi-query. With long texts or many rows a model that writes
+reads more cache than weights; sharing makes the cache H / H_kv times smaller. The rest is lesson 1.4 with rotary positions
+(3.2), a mask (3.5) and a cache (3.4, 3.6).
 """
 
 from torch import nn
@@ -25,7 +25,7 @@ def grouped_attention(query, key, value, mask=None, causal=False, dropout=0.0):
     B, H, T, D = query.shape
     H_kv = key.shape[1]
     if T == 1 and H_kv < H and not causal:
-        # One token: the queries of a group are as good as so many tokens, which all see the same keys.
+        # One token: the queries of a group can be treated as that many tokens, all seeing the same keys.
         groups = query.view(B, H_kv, H // H_kv, D)
         return fused_attention(groups, key, value, attn_mask=mask, dropout_p=dropout).reshape(B, H, T, D)
     return fused_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal and mask is None,
@@ -35,9 +35,9 @@ def grouped_attention(query, key, value, mask=None, causal=False, dropout=0.0):
 class Attention(nn.Module):
     """Self-attention with H query heads and H_kv key-value heads of width D = C/H."""
 
-    def __init__(self, d_model, n_head, n_kv_head=None, bias=False, qk_norm=False, dropout=0.0):
+    def __init__(self, d_model, n_head, n_kv_head=None, bias=False, qk_norm=False, dropout=0.0, norm_eps=1e-5):
         """n_kv_head: H_kv, n_head when None; qk_norm: RMSNorm on each head's query and key, which bounds the scores
-        (Henry et al. 2020); dropout: probability for the attention weights."""
+        (after Henry et al. 2020); dropout: probability for the attention weights; norm_eps: QK-norm's eps."""
         super().__init__()
         n_kv_head = n_head if n_kv_head is None else n_kv_head
         if d_model % n_head:
@@ -47,7 +47,7 @@ class Attention(nn.Module):
         self.n_head, self.n_kv_head, self.d_head = n_head, n_kv_head, d_model // n_head
         self.dropout = dropout
         self.qkv = nn.Linear(d_model, (n_head + 2 * n_kv_head) * self.d_head, bias=bias)
-        self.query_norm, self.key_norm = (RMSNorm(self.d_head) if qk_norm else None for _ in range(2))
+        self.query_norm, self.key_norm = (RMSNorm(self.d_head, norm_eps) if qk_norm else None for _ in range(2))
         self.project = nn.Linear(d_model, d_model, bias=bias)
 
     def queries_keys_values(self, x):

@@ -1,4 +1,4 @@
-"""Lesson 3.5 - one function says who may look at whom: training, prefill and decoding all ask it.
+"""Lesson 3.5 - one function says who may look at whom, in training, prefill and decoding.
 
     visible(q, k) = k <= q  and  (q - k < window  or  k < sinks)
 
@@ -7,7 +7,8 @@ window - 1 tokens before it, so cost and memory stop growing with the text; thro
 L (window - 1) tokens. Attention sinks (Xiao et al. 2024, "Efficient Streaming Language Models with Attention Sinks"): the
 first few tokens stay visible for ever, because trained models park there the attention that they need nowhere else.
 
-q and k are positions in the text, not places in a tensor: that is why a cache may keep its keys in any order.
+q and k are positions in the text, not places in a tensor: that is why a cache may keep its keys in any order. Where the rule
+hides nothing but the future, torch's causal flag stands in for the mask, and where it hides nothing, no mask at all.
 """
 
 

@@ -1,9 +1,9 @@
 """Lesson 3.5 - where does attention go: are the first tokens sinks?
 
 Reads validation text with the model of part_3/train.py and measures how much attention each key gets, and how much of each
-head's goes to the first four tokens, against what an even spread would give them. What to see: in large trained models the
+head's goes to the first four tokens, against what an even spread would give them. What to see: in many trained models the
 first tokens get far more than their share, because a softmax must put its weight somewhere (Xiao et al. 2024, figure 2). In
-a model this small, look whether any head does so at all: the dots far above the dotted line.
+a model trained as briefly as this one, look whether any head does so at all: dots far above the dotted line.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -77,7 +77,7 @@ def main(config):
                 ylim=(0, 1.6 * max(share.max(), even)))
     ax_sink.legend(loc="upper right")
     print(f"attention on the first {config.sinks} tokens: {share.mean():.1%} in the mean, {share.max():.1%} in the head "
-          f"with most; evenly spread it were {even:.1%}; the {config.sinks} from {T // 4} on get {others.mean():.1%}")
+          f"with most; an even spread would give {even:.1%}; the {config.sinks} from {T // 4} on get {others.mean():.1%}")
     path = save_figure(
         fig, figure_path(__file__, "attention_sinks", config.quick), title="Are the first tokens attention sinks?",
         caption=f"Queries {T // 2} to {T - 1} of {config.n_windows} windows. Left: a bright column at the left edge would "

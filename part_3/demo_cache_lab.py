@@ -87,7 +87,8 @@ def main(config):
     ax.set_xticks(range(len(columns)), ["\n".join(column) for column in columns], fontsize=9)
     fig.colorbar(image, ax=ax, label="largest difference of a logit, log10")
     print(save_figure(
-        fig, figure_path(__file__, "cache_lab", config.quick), title="Every cache gives the logits of the plain pass",
+        fig, figure_path(__file__, "cache_lab", config.quick),
+        title="Static and rolling caches give the logits of the plain pass",
         caption=f"{differences[:-1].numel()} combinations; the largest difference is {worst:.0e}, the rounding of fp32. The "
                 "last row shows what a mistake would look like.",
         command=command_line(__file__, config)))

@@ -1,10 +1,10 @@
 """Lesson 3.4 - what does a cache save, and how far from the hardware's limit is decoding?
 
-Times greedy decoding of a model of 5.4 million weights (random ones: speed does not depend on them), one prompt at a time
+Times greedy decoding of a model of 6.4 million weights (random ones: speed does not depend on them), one prompt at a time
 and sixteen at once: without a cache, with a static one, with a ring under a sliding window. What to see: without a cache
-the time of a token grows with the text; with one it is nearly flat, and under a window flat. The dotted line is the floor:
-every weight and every cached key and value crosses the memory bus once for a token. By default on one thread, so that the
-figures compare; --threads changes that.
+the time of a token grows with the text; with one it grows slowly, and under a window it is flat. The dotted line is the
+memory's floor: all weights but the embedding, and all cached keys and values, cross the memory bus once a step. By default
+on one thread, so that the figures compare; --threads changes that.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -112,7 +112,7 @@ def main(config):
         entry = 2 * 4 * config.n_layer * config.n_kv_head * config.d_model // config.n_head * B  # bytes of a position
         ends = (config.n_prompt, config.n_prompt + config.n_new)
         ax.semilogy(ends, [1000 * (weights + n * entry) / (bandwidth * 1e9) for n in ends], color=BLACK, linestyle=":",
-                    label=f"floor: weights and cache at {bandwidth:.0f} GB/s")
+                    label=f"memory floor, at {bandwidth:.0f} GB/s")
         ax.margins(y=0.25)  # room for the legend
         ax.set(xlabel="tokens before this one", ylabel="milliseconds a step",
                title=f"batch of {B}: {B} token{'s' * (B > 1)} a step")

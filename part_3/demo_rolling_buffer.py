@@ -30,7 +30,7 @@ STYLES = {"static": (BLUE, "-", "static"), "rolling": (PURPLE, "-.", "ring, abso
 class Config:
     checkpoint: str = option(str(RUNS / "train" / "best.pt"), "a checkpoint of part_3/train.py, trained without a window")
     factor: int = option(10, "length of the streams, in trained lengths")
-    sinks: int = option(4, "sinks of the rings; their window is as much shorter than the trained length")
+    sinks: int = option(4, "sinks of the rings; their window is shorter by that many than the trained length")
     n_streams: int = option(8, "streams side by side")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(checkpoint=str(RUNS / "quick" / "best.pt"), factor=2, n_streams=2)
@@ -83,6 +83,8 @@ def main(config):
         points = [B / median(seconds[i:i + size]) for i in range(0, N, size)]
         ax_speed.semilogy([i + size / 2 for i in range(0, N, size)], points, color=color, linestyle=line, label=name)
         ax_held.plot(range(1, N + 1), [count / 2**20 for count in held], color=color, linestyle=line)
+        if cache == "static":
+            ax_held.axhline(held[-1] / 2**20, color=color, linewidth=1)
         ax_loss.plot([i + T / 2 for i in range(0, N, T)], loss.view(-1, T).mean(dim=1), color=color, linestyle=line,
                      marker=".")
         print(f"{name:29s} {B / median(seconds[-T:]):6.0f} tokens/s at the end, {held[-1] / 2**20:5.1f} MiB in use, loss "
@@ -97,10 +99,10 @@ def main(config):
     path = save_figure(
         fig, figure_path(__file__, "rolling_buffer", config.quick),
         title=f"Reading {config.factor} times the trained length",
-        caption="Without a cache the time of a token grows with the text; with a static cache its memory does "
-                "(allocated at once, for the longest text). The rings stay as they are. Loss: a full cache meets "
-                "distances that were never trained, and so do sinks at their absolute position; positions in the cache "
-                "do not.",
+        caption="Without a cache the time of a token grows with the text; with a static cache its memory in use does "
+                "(thin line: what is allocated from the beginning). The rings stay as they are. Loss: a full cache (or "
+                "none, the loss is the same) meets distances that were never trained, and so do sinks at their absolute "
+                "position; positions in the cache do not.",
         command=command_line(__file__, config))
     print(path)
 

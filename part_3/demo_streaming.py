@@ -1,8 +1,8 @@
 """Lesson 3.6 - can a model read on for ever with a cache that does not grow?
 
 Streams text of twenty times the trained length through the model of part_3/train.py, and measures the loss along the way
-with (a) a full cache, (b) a window, (c) a window with four sinks, both with positions in the cache, (d) the window computed
-anew for every token. What to see: (a) breaks down soon after the trained length; (c) and (d) go on as if nothing had
+with (a) a full cache, (b) a window, (c) a window with four sinks, both with positions in the cache, (d) the window
+recomputed for every token. What to see: (a) breaks down soon after the trained length; (c) and (d) go on as if nothing had
 happened. How much (b) loses depends on how much attention the first tokens get: demo_attention_sinks.py looks at that.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
@@ -27,7 +27,7 @@ from part_3.train import RUNS
 class Config:
     checkpoint: str = option(str(RUNS / "train" / "best.pt"), "a checkpoint of part_3/train.py, trained without a window")
     factor: int = option(20, "length of the stream, in trained lengths")
-    sinks: int = option(4, "sinks of variant (c); its window is as much shorter")
+    sinks: int = option(4, "sinks of variant (c); its window is shorter by that many")
     n_streams: int = option(8, "streams side by side, from different places of the validation text")
     stride: int = option(4, "the losses of every stride-th token are compared: (d) is slow")
     quick: bool = option(False, QUICK_HELP)
@@ -86,10 +86,10 @@ def main(config):
               "(b) window, no sinks": stream_losses(no_sinks, tokens, "streaming", 1, "(b)"),
               f"(c) window, {config.sinks} sinks": stream_losses(with_sinks, tokens, "streaming", 1, "(c)")}
     losses = {name: loss[:, config.stride - 1::config.stride] for name, loss in losses.items()}
-    losses["(d) computed anew"] = recomputed_losses(model, tokens, T, config.stride)
+    losses["(d) window recomputed"] = recomputed_losses(model, tokens, T, config.stride)
     fig, (ax, ax_gap) = plt.subplots(1, 2, figsize=(12, 4.5))
     middles = [N * (i + 0.5) / config.factor for i in range(config.factor)]  # a trained length for one point
-    anew = losses["(d) computed anew"]
+    anew = losses["(d) window recomputed"]
     for (name, loss), color, line in zip(losses.items(), (ORANGE, PURPLE, BLUE, GREEN), ("-", "-.", "--", ":")):
         ax.plot(middles, [part.mean().item() for part in loss.mean(dim=0).tensor_split(config.factor)], color=color,
                 linestyle=line, label=name)
@@ -101,15 +101,16 @@ def main(config):
               f"(streams from {late.min():.3f} to {late.max():.3f})")
     ax.axvline(T, color=BLACK, linewidth=1)
     ax.set(xlabel=f"position in the stream (trained up to {T})", ylabel="loss (nats per byte)", title="loss")
-    ax_gap.axhline(0, color=GREEN, linestyle=":", label="(d) computed anew")
-    ax_gap.set(xlabel="position in the stream", ylabel="nats per byte above (d)", title="against a window computed anew")
+    ax_gap.axhline(0, color=GREEN, linestyle=":", label="(d) window recomputed")
+    ax_gap.set(xlabel="position in the stream", ylabel="nats per byte above (d)",
+               title="against a window that is recomputed")
     for axis in (ax, ax_gap):
         axis.legend()
     path = save_figure(
         fig, figure_path(__file__, "streaming", config.quick), title=f"Streaming {config.factor} times the trained length",
         caption=f"Mean of {config.n_streams} streams. Left: a full cache runs into positions that were never trained; a "
-                "window with positions in the cache reads on. Right: what it loses against a window that is computed anew "
-                "for every token; mind the scale.",
+                "window with positions in the cache reads on. Right: what it loses against a window that is recomputed for "
+                "every token; mind the scale.",
         command=command_line(__file__, config))
     print(path)
 

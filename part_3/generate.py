@@ -45,8 +45,9 @@ def stream(model, prompts, n_new, temperature=1.0, top_k=None, top_p=None, gener
     cache: "static", "rolling", "streaming", or "none" (compute everything anew for every token); chunk: prefill that many
     tokens at a time, which bounds the memory of long prompts, None for all at once.
 
-    Ends after n_new steps, or when the last row has ended. While it runs dropout is off and the weights must not change;
-    then the model is left in the mode it was in.
+    Ends after n_new steps, or when the last row has ended. It is a generator: nothing happens, and no argument is checked,
+    before the first token is asked for. Until it ends or is closed the model is in eval mode and its weights must not
+    change; then it is in the mode it was in.
     """
     if n_new < 0 or (chunk is not None and chunk < 1):
         raise InputError(f"n_new must be 0 or more and chunk at least 1, not {n_new} and {chunk}")

@@ -1,4 +1,4 @@
-"""Lesson 3.4 - the key-value cache: what a token showed to later ones is computed once and kept.
+"""Lesson 3.4 - the key-value cache: each token's keys and values are computed once and kept.
 
 Generating token t without a cache computes t tokens again; with one, a single token looks at t stored keys and values.
 Position p of a row lies in place p + 1. Place 0 is where padding goes: it is written like any other, and no real query sees
@@ -60,9 +60,10 @@ class StaticCache:
     def begin(self, n_tokens, positions=None):
         """Make ready for a forward pass of `n_tokens` tokens a row.
 
-        positions: (B, T) int64, -1 for padding, or None to continue each row where it stands. Returns the queries'
-        positions, (T,) or (B, T), and those of the keys that `update` will return, (S,) or (B, S); or None instead of the
-        latter where no mask is needed but the causal one among the new tokens. ValueError when there is no room.
+        positions: (B, T) int64, below the capacity, -1 for padding; or None to continue each row where it stands. Returns
+        the queries' positions, (T,) or (B, T), and those of the keys that `update` will return, (S,) or (B, S); or None
+        instead of the latter where no mask is needed but the causal one among the new tokens. ValueError when there is no
+        room.
         """
         if self.length + n_tokens > self.capacity:
             raise ValueError(f"{self.length + n_tokens} tokens do not fit into a cache of {self.capacity}")

@@ -8,12 +8,14 @@
     feed-forward  GELU                   SwiGLU (3.3)                                       mlp
     attention     H key-value heads      H_kv of them (3.4), window and sinks (3.5)         n_kv_head, window, sinks
     biases        yes                    no                                                 bias
+    QK-norm       no                     no; RMSNorm on each head's query and key           qk_norm
+    output        a matrix of its own    a matrix of its own, or the embedding              tie_embeddings
 
 Every piece can be switched back to its ancestor; with all of them switched back it is Part 2's GPT, weight for weight.
 """
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -26,78 +28,13 @@ from part_2.gpt import scaled_initialisation
 from part_3.attention import Attention
 from part_3.attention_mask import attention_mask
 from part_3.kv_cache import StaticCache
+from part_3.modern_config import ModernGPTConfig
 from part_3.rms_norm import RMSNorm
 from part_3.rolling_cache import RollingCache, StreamingCache
-from part_3.rope import PAIRINGS, rotation
-from part_3.swiglu import SwiGLU, swiglu_width
+from part_3.rope import rotation
+from part_3.swiglu import SwiGLU
 
-NORMS = ("rmsnorm", "layernorm")
-POSITIONS = ("rope", "learned", "sinusoidal", "none")
-MLPS = ("swiglu", "gelu")
 CACHES = {"static": StaticCache, "rolling": RollingCache, "streaming": StreamingCache}
-
-
-@dataclass(frozen=True)
-class ModernGPTConfig:
-    """The shape of a ModernGPT. ValueError for one that cannot be built.
-
-    block_size: the length it is trained at, and the limit where positions come from a table; n_kv_head: H_kv, n_head when
-    None; d_hidden: the feed-forward layer's width, None for 8/3 C rounded up (SwiGLU) or 4C (GELU); rope_scale: positions
-    are divided by it; window: how many tokens a query sees, itself included, None for all; sinks: first tokens that stay
-    visible all the same.
-    """
-
-    vocab_size: int
-    block_size: int
-    n_layer: int
-    n_head: int
-    d_model: int
-    n_kv_head: int | None = None
-    d_hidden: int | None = None
-    norm: str = "rmsnorm"
-    norm_eps: float = 1e-5
-    positions: str = "rope"
-    rope_base: float = 10000.0
-    rope_scale: float = 1.0
-    rope_pairing: str = "half"
-    mlp: str = "swiglu"
-    qk_norm: bool = False
-    window: int | None = None
-    sinks: int = 0
-    tie_embeddings: bool = False
-    bias: bool = False
-    dropout: float = 0.0
-
-    def __post_init__(self):
-        if self.n_kv_head is None:
-            object.__setattr__(self, "n_kv_head", self.n_head)
-        if self.d_hidden is None:
-            object.__setattr__(self, "d_hidden", swiglu_width(self.d_model) if self.mlp == "swiglu" else 4 * self.d_model)
-        for name in ("vocab_size", "block_size", "n_layer", "n_head", "d_model", "n_kv_head", "d_hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.d_model % self.n_head:
-            raise ValueError(f"d_model {self.d_model} must be divisible by n_head {self.n_head}")
-        if self.n_head % self.n_kv_head:
-            raise ValueError(f"n_head {self.n_head} must be divisible by n_kv_head {self.n_kv_head}")
-        for name, allowed in (("norm", NORMS), ("positions", POSITIONS), ("mlp", MLPS), ("rope_pairing", PAIRINGS)):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, not {getattr(self, name)}")
-        if self.positions == "rope" and self.d_head % 2:
-            raise ValueError(f"rotary positions turn pairs of columns: d_model / n_head must be even, not {self.d_head}")
-        if self.rope_base <= 1 or self.rope_scale <= 0:
-            raise ValueError(f"rope_base must be above 1 and rope_scale above 0, not {self.rope_base} and {self.rope_scale}")
-        if self.window is not None and self.window < 1:
-            raise ValueError(f"window must be at least 1, not {self.window}")
-        if self.sinks < 0 or (self.sinks and self.window is None):
-            raise ValueError(f"sinks must be 0 or more, and 0 without a window (all tokens are visible), not {self.sinks}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout must be in [0, 1), not {self.dropout}")
-
-    @property
-    def d_head(self):
-        """Head width D = C/H."""
-        return self.d_model // self.n_head
 
 
 class ModernBlock(nn.Module):
@@ -107,7 +44,8 @@ class ModernBlock(nn.Module):
         super().__init__()
         C, bias = config.d_model, config.bias
         self.norm_1 = make_norm(config)
-        self.attention = Attention(C, config.n_head, config.n_kv_head, bias, config.qk_norm, config.dropout)
+        self.attention = Attention(C, config.n_head, config.n_kv_head, bias, config.qk_norm, config.dropout,
+                                   config.norm_eps)
         self.norm_2 = make_norm(config)
         self.feed_forward = (SwiGLU if config.mlp == "swiglu" else FeedForward)(C, config.d_hidden, bias=bias)
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
@@ -201,6 +139,8 @@ class ModernGPT(nn.Module):
         """An empty cache of a kind of `CACHES`. capacity: the most tokens a row; the ring of the other two needs none."""
         if kind not in CACHES:
             raise ValueError(f"cache must be one of {', '.join(CACHES)}, not {kind}")
+        if kind == "static" and capacity is None:
+            raise ValueError("a static cache needs a capacity: the most tokens a row")
         if kind == "streaming" and self.config.positions != "rope":
             raise ValueError("positions in the cache need rotary positions")
         weight = self.head.weight
@@ -214,7 +154,12 @@ class ModernGPT(nn.Module):
 
 
 def reread(model, **changes):
-    """The same weights under a changed config, such as another window or rotary base; nothing is copied but the config."""
+    """The same weights with another window, sinks, rope_base or rope_scale; nothing is copied but the config.
+
+    ValueError for any other change: the config would say what the weights are not.
+    """
+    if unknown := set(changes) - {"window", "sinks", "rope_base", "rope_scale"}:
+        raise ValueError(f"{', '.join(sorted(unknown))} cannot be changed in a finished model")
     other = copy.copy(model)
     other.config = replace(model.config, **changes)
     return other

@@ -4,8 +4,8 @@
 
 `tensors` is a plain dict with Hugging Face's names, such as `safetensors.torch.load_file` returns. Two of our matrices hold
 several of theirs, one below the other: qkv = (q_proj, k_proj, v_proj) and feed_forward.expand = (gate_proj, up_proj). The
-columns of a head are paired half and half, as theirs are. Llama 3.1's rescaled frequencies ("rope_scaling") are not known
-here: up to 8,192 tokens its models differ little without.
+columns of a head are paired half and half, as theirs are. The rescaled frequencies of Llama 3.1 and later ("rope_scaling" in
+config.json) are not supported: such files load, but do not give their published logits.
 """
 
 import torch

@@ -14,8 +14,8 @@ from torch import nn
 def rms_norm(x, weight, eps=1e-5):
     """Root mean square normalisation over the last axis, written out.
 
-    x: (..., C); weight: (C,). eps stands inside the root: a zero vector stays zero. The mean is taken in fp32 whatever x
-    is: a bf16 sum over C terms would keep only three digits. Returns (..., C) in x's dtype.
+    x: (..., C); weight: (C,). eps stands inside the root, so that a zero vector has a finite gradient too. The mean is taken
+    in fp32 whatever x is: a bf16 sum over C terms would keep only three digits. Returns (..., C) in x's dtype.
     """
     wide = x.float()
     return (wide * torch.rsqrt(wide.square().mean(dim=-1, keepdim=True) + eps) * weight).to(x.dtype)

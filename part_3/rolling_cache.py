@@ -3,11 +3,12 @@
     place(p) = p                               for a sink, p < sinks
     place(p) = sinks + (p - sinks) mod window  for any other: it overwrites the token that just left the window
 
-(Jiang et al. 2023, "Mistral 7B", section 2, with the sinks of Xiao et al. 2024.) Memory is constant and nothing is moved.
+(Jiang et al. 2023, "Mistral 7B", section 2, with the sinks of Xiao et al. 2024; counted behind place 0, padding's.) Memory
+is constant and nothing is moved.
 
     RollingCache     keys are stored rotated by their absolute position: exactly the windowed full pass
     StreamingCache   keys are stored un-rotated, and rotated by their position *in the cache* whenever they are read (Xiao et
-                     al. 2024, section 3.2), so that no angle ever exceeds those of training
+                     al. 2024, section 3.2): with sinks + window within the trained length, no angle exceeds training's
 """
 
 import torch
@@ -16,7 +17,7 @@ from part_3.kv_cache import StaticCache
 
 
 class RollingCache(StaticCache):
-    """Sinks in front and a ring behind them; `capacity` is not a limit here, memory stays at sinks + window places."""
+    """Sinks in front and a ring behind them: sinks + window places, for any text. `capacity` is ignored."""
 
     def __init__(self, config, batch_size, capacity=None, device=None, dtype=torch.float32):
         if config.window is None:
@@ -68,9 +69,9 @@ class RollingCache(StaticCache):
 class StreamingCache(RollingCache):
     """A rolling cache whose keys are stored un-rotated and rotated by their place in line when read.
 
-    While nothing has been dropped, position in cache and position in the text are the same. From then on the sinks keep
-    their numbers, the ring's tokens are numbered on from there by age, and the query has the last number: to it a sink
-    seems no further away than the window's length, however far the text has run.
+    While nothing has been dropped, position in the cache and position in the text are the same. From then on the sinks keep
+    their numbers, the ring's tokens are numbered on from there by age, and the query has the last number, which is
+    sinks + window - 1: no key is ever further away than that, however far the text has run.
     """
 
     keys_rotated = False

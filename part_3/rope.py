@@ -10,7 +10,7 @@ rotation's transpose turns back. So a score knows the distance, and nothing is a
 
 Which columns make a pair is a convention, and both are in use: "half" pairs column i with i + D/2 (GPT-NeoX, Llama in
 Hugging Face's layout; the default here), "interleaved" pairs 2i with 2i + 1 (the paper, Meta's Llama files). They differ by
-an order of the columns of W_q and W_k, which `half_to_interleaved` and its inverse convert.
+the order of the rows of W_q and W_k, which `half_to_interleaved` and its inverse convert.
 """
 
 from typing import NamedTuple
@@ -72,7 +72,8 @@ def ntk_base(base, scale, d_head):
 def half_to_interleaved(weight, d_head):
     """Reorder the rows of W_q or W_k so that "interleaved" gives the scores that "half" gave.
 
-    weight: (heads * D, ...), the rows of a head together; a bias (heads * D,) is converted alike.
+    weight: (heads * D, ...), the rows of a head together; a bias (heads * D,) and the weights (D,) of QK-norm are converted
+    alike.
     """
     return weight.unflatten(0, (-1, 2, d_head // 2)).transpose(1, 2).flatten(0, 2)
 

@@ -14,7 +14,8 @@ from typing import ClassVar
 
 from part_0.cli import QUICK_HELP, option, run_script
 from part_2 import train as part_2_train
-from part_3.modern_gpt import MLPS, NORMS, POSITIONS, ModernGPT, ModernGPTConfig
+from part_3.modern_config import MLPS, NORMS, POSITIONS, ModernGPTConfig
+from part_3.modern_gpt import ModernGPT
 
 RUNS = Path(__file__).resolve().parent / "runs"
 

@@ -11,6 +11,12 @@ from part_0.device import packed_weights
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="weights are packed by oneDNN")
 
 
+@pytest.fixture(autouse=True)
+def no_gradients():
+    with torch.no_grad():
+        yield
+
+
 class OtherLinear(nn.Linear):
     """May compute something else than its parent."""
 
@@ -68,6 +74,16 @@ def test_an_exception_inside_leaves_the_layers_as_they_were(model):
         with packed_weights(model):
             raise KeyError
     assert are_packed(model) == NONE
+
+
+def test_where_gradients_are_recorded_they_are_the_plain_ones(model):
+    model.requires_grad_(True)
+    tokens = torch.randint(20, (2, 3))
+    with torch.enable_grad():
+        plain = torch.autograd.grad(model(tokens).square().sum(), list(model.parameters()))
+        with packed_weights(model):
+            inside = torch.autograd.grad(model(tokens).square().sum(), list(model.parameters()))
+    assert all(torch.equal(mine, other) for mine, other in zip(inside, plain))
 
 
 @needs_onednn

@@ -10,7 +10,7 @@ from torch import nn
 
 from part_1.positional_encoding import sinusoidal_table
 from part_2.gpt import GPT, GPTConfig
-from part_3.modern_gpt import ModernGPT, ModernGPTConfig
+from part_3.modern_gpt import ModernGPT, ModernGPTConfig, reread
 
 SHAPE = dict(vocab_size=40, block_size=16, n_layer=3, n_head=4, d_model=24)
 SWITCHED_BACK = dict(norm="layernorm", positions="learned", mlp="gelu", bias=True)
@@ -275,3 +275,24 @@ def test_every_norm_has_the_eps_of_the_config(norm):
     for n in norms:
         expected = x / math.sqrt(4.25) * n.weight + (n.bias if norm == "layernorm" else 0)
         assert torch.allclose(n(x), expected, atol=1e-5)
+
+
+def test_a_finished_model_is_reread_only_with_what_its_weights_do_not_depend_on():
+    model = ModernGPT(ModernGPTConfig(50, 16, 1, 2, 8))
+    tokens = torch.randint(50, (1, 12), generator=torch.Generator().manual_seed(0))
+    narrow = reread(model, window=3)
+    assert narrow.head is model.head and model.config.window is None
+    assert torch.equal(narrow(tokens)[:, :3], model(tokens)[:, :3])
+    assert not torch.equal(narrow(tokens)[:, 3:], model(tokens)[:, 3:])
+    with pytest.raises(ValueError, match="n_layer, norm cannot"):
+        reread(model, norm="layernorm", n_layer=2, window=3)
+
+
+def test_a_static_cache_needs_a_capacity():
+    with pytest.raises(ValueError, match="capacity"):
+        ModernGPT(ModernGPTConfig(50, 16, 1, 2, 8)).new_cache("static", 1)
+
+
+def test_the_eps_of_the_config_is_that_of_every_norm():
+    model = ModernGPT(ModernGPTConfig(50, 16, 1, 2, 8, norm_eps=1e-2, qk_norm=True))
+    assert {module.eps for module in model.modules() if hasattr(module, "eps")} == {1e-2}
