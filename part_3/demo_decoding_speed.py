@@ -118,7 +118,7 @@ def main(config):
             ax.text(share + 0.02, row, f"{share:.2f}", va="center")
             tqdm.write(f"batch {B:2d}   {name:20s} {speed:6.0f} tokens/s   {share:.2f}")
         ax.set(xlabel="tokens per second, relative to all on",
-               title=f"batch of {B}: {speeds['everything']:.0f} tokens/s",
+               title=f"batch of {B}: {speeds['all on']:.0f} tokens/s",
                xlim=(0, 1.2))
         ax.set_yticks(range(len(UNDO)), ["all on", *list(UNDO)[1:]])
     bar.close()
