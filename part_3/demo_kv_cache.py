@@ -69,14 +69,13 @@ def decode_times(model, prompts, config, cache):
     return [later - earlier for earlier, later in zip(moments, moments[1:])]
 
 
-def times_without_cache(model, prompts, config):
-    """Length of the text and seconds of computing all of it anew, at some lengths: two lists."""
-    def compute(n_tokens):
-        return model.head(model.hidden_states(prompts[:, :1].expand(-1, n_tokens))[:, -1])
+def times_without_cache(model, tokens, lengths):
+    """Seconds of computing the next token's logits from nothing, at each of these lengths. tokens: (B, longest)."""
+    def compute(length):
+        return model.head(model.hidden_states(tokens[:, :length])[:, -1])
 
-    lengths = [config.n_prompt + config.n_new * i // 4 for i in range(5)]
     with torch.inference_mode(), packed_weights(model):
-        return lengths, [best_seconds(functools.partial(compute, n), prompts.device, 0.1) for n in lengths]
+        return [best_seconds(functools.partial(compute, length), tokens.device, 0.1) for length in lengths]
 
 
 def main(config):
@@ -92,7 +91,8 @@ def main(config):
     for ax, B in zip(axes, (1, config.batch_size)):
         prompts = torch.randint(config.vocab_size, (B, config.n_prompt), device=device)
         with autocast(device, dtype):
-            lengths, seconds = times_without_cache(models["static"], prompts, config)
+            lengths = [config.n_prompt + config.n_new * i // 4 for i in range(5)]
+            seconds = times_without_cache(models["static"], prompts[:, :1].expand(-1, lengths[-1]), lengths)
             ax.semilogy(lengths, [1000 * s for s in seconds], color=COLORS["none"], marker="o", label=LABELS["none"])
             mean_seconds = sum((a + b) / 2 for a, b in zip(seconds, seconds[1:])) / 4  # of a token, the trapezoid rule
             tqdm.write(f"batch {B:2d}   no cache {B / mean_seconds:7.0f} tokens/s")

@@ -21,7 +21,7 @@ from part_1.multi_head import MultiHeadAttention
 from part_2.gpt import GPT, GPTConfig
 from part_3.attention import Attention
 from part_3.modern_gpt import ModernGPT
-from part_3.side_by_side import ComparisonConfig, compare
+from part_3.side_by_side import ComparisonConfig, compare, describe
 
 OFF = dict(norm="layernorm", positions="learned", mlp="gelu", bias=True)
 RUNGS = {"Part 2's GPT": OFF, "+ RMSNorm, no biases": OFF | dict(norm="rmsnorm", bias=False)}
@@ -83,8 +83,7 @@ def main(config):
         final = [losses[-1] for losses in runs.val_loss]
         ax_loss.plot(final, [row] * len(final), "o", color=BLUE)
         ax_loss.plot(mean(final), row, "|", color=ORANGE, markersize=22, markeredgewidth=3)
-        print(f"{name:20s} {runs.models[0].n_params():,} weights   final loss {mean(final):.3f} nats per byte "
-              f"({', '.join(f'{loss:.3f}' for loss in final)})")
+        print(describe(name, runs))
     ax_loss.set(xlabel="final validation loss (nats per byte)", title="one piece more at a time")
     ax_loss.set_yticks(range(len(results)), results)
     ax_loss.invert_yaxis()

@@ -8,14 +8,13 @@ has one for LayerNorm on the CPU, and puts RMSNorm together from several operati
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
 from dataclasses import dataclass
-from statistics import mean, median
 from typing import ClassVar
 
 import torch
 
 from part_0.cli import QUICK_HELP, command_line, option, run_script
 from part_0.plotting import BLUE, ORANGE, band, figure_path, plt, save_figure
-from part_3.side_by_side import ComparisonConfig, compare
+from part_3.side_by_side import ComparisonConfig, compare, describe, step_time_ratios
 
 VARIANTS = {"LayerNorm": dict(norm="layernorm"), "RMSNorm": dict(norm="rmsnorm")}
 
@@ -40,12 +39,8 @@ def main(config):
              label=name)
         gradients = torch.tensor(runs.observed).mean(dim=1)  # (n_seed, steps, L) -> (n_seed, L)
         band(ax_gradient, range(1, config.n_layer + 1), gradients, color=color, linestyle=line, marker="o")
-        final = [losses[-1] for losses in runs.val_loss]
-        print(f"{name:10s} {runs.models[0].n_params():,} weights   final loss {mean(final):.3f} nats per byte "
-              f"({', '.join(f'{loss:.3f}' for loss in final)})")
-    # Steps of the two are taken in turn: the ratio of neighbours holds even where the machine's speed changes.
-    ratios = [median(mine / other for mine, other in zip(*pair))
-              for pair in zip(results["RMSNorm"].seconds, results["LayerNorm"].seconds)]
+        print(describe(name, runs))
+    ratios = step_time_ratios(results["RMSNorm"], results["LayerNorm"])
     print(f"a step with RMSNorm takes {', '.join(f'{ratio:.3f}' for ratio in ratios)} times as long (seeds)")
     ax_time.bar(range(config.n_seed), ratios, color=BLUE)
     ax_time.axhline(1, color=ORANGE)

@@ -18,6 +18,7 @@ from part_0.cli import QUICK_HELP, InputError, check_positive, command_line, opt
 from part_0.device import packed_weights
 from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, figure_path, plt, save_figure
 from part_2.loss import token_losses
+from part_3.demo_kv_cache import times_without_cache
 from part_3.demo_streaming import load_streams
 from part_3.modern_gpt import reread
 from part_3.train import RUNS
@@ -57,25 +58,13 @@ def read_along(model, tokens, cache):
     return torch.stack(losses), seconds, held
 
 
-@torch.inference_mode()
-def read_anew(model, tokens, lengths):
-    """Seconds of computing the last token's logits from nothing, at each of these lengths."""
-    seconds = []
-    with packed_weights(model):
-        for length in lengths:
-            started = time.perf_counter()
-            model.head(model.hidden_states(tokens[:, :length])[:, -1])
-            seconds.append(time.perf_counter() - started)
-    return seconds
-
-
 def main(config):
     model, tokens = load_streams(config)
     T, B, N = model.config.block_size, config.n_streams, tokens.shape[1] - 1
     ring = reread(model, window=T - config.sinks, sinks=config.sinks)
     fig, (ax_speed, ax_held, ax_loss) = plt.subplots(1, 3, figsize=(13, 4.4))
     lengths = [N * i // 8 for i in range(1, 9)]
-    anew = [B / seconds for seconds in read_anew(model, tokens, lengths)]
+    anew = [B / seconds for seconds in times_without_cache(model, tokens, lengths)]
     ax_speed.semilogy(lengths, anew, color=ORANGE, marker="o", label="no cache")
     for cache, (color, line, name) in STYLES.items():
         loss, seconds, held = read_along(model if cache == "static" else ring, tokens, cache)

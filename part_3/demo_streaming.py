@@ -97,7 +97,7 @@ def main(config):
             gap = (loss - anew).mean(dim=0).tensor_split(config.factor)
             ax_gap.plot(middles, [part.mean().item() for part in gap], color=color, linestyle=line, label=name)
         late = loss[:, T // config.stride:].mean(dim=1)
-        print(f"{name:20s} loss after the trained length {late.mean():.3f} nats per byte "
+        print(f"{name:22s} loss after the trained length {late.mean():.3f} nats per byte "
               f"(streams from {late.min():.3f} to {late.max():.3f})")
     ax.axvline(T, color=BLACK, linewidth=1)
     ax.set(xlabel=f"position in the stream (trained up to {T})", ylabel="loss (nats per byte)", title="loss")

@@ -7,7 +7,6 @@ gap between the curves against the width of the bands.
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
 from dataclasses import dataclass
-from statistics import mean, median
 from typing import ClassVar
 
 import torch
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from part_0.cli import QUICK_HELP, command_line, option, run_script
 from part_0.plotting import BLUE, GREEN, ORANGE, band, figure_path, plt, save_figure
 from part_1.feed_forward import gelu
-from part_3.side_by_side import ComparisonConfig, compare
+from part_3.side_by_side import ComparisonConfig, compare, describe, step_time_ratios
 
 
 @dataclass(frozen=True)
@@ -36,15 +35,11 @@ def main(config):
     ax_gate.set(xlabel="z", ylabel="output", title="one hidden unit")
     ax_gate.legend(loc="upper left", fontsize=9)
     for (name, runs), color, line in zip(results.items(), (ORANGE, BLUE), ("-", "--")):
-        n_params = runs.models[0].n_params()
         late = len(runs.steps) // 5  # the steep first fifth would hide the bands
         band(ax_loss, runs.steps[late:], [losses[late:] for losses in runs.val_loss], color=color, linestyle=line,
-             label=f"{name}, {n_params:,} weights")
-        final = [losses[-1] for losses in runs.val_loss]
-        print(f"{name:7s} {n_params:,} weights   final loss {mean(final):.3f} nats per byte "
-              f"({', '.join(f'{loss:.3f}' for loss in final)})")
-    ratios = [median(mine / other for mine, other in zip(*pair))
-              for pair in zip(results["SwiGLU"].seconds, results["GELU"].seconds)]
+             label=f"{name}, {runs.models[0].n_params():,} weights")
+        print(describe(name, runs))
+    ratios = step_time_ratios(results["SwiGLU"], results["GELU"])
     print(f"a step with SwiGLU takes {', '.join(f'{ratio:.3f}' for ratio in ratios)} times as long (seeds)")
     ax_loss.set(xlabel="optimizer step", ylabel="validation loss (nats per byte)", title="loss after the first fifth")
     ax_loss.legend()

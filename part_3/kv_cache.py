@@ -25,16 +25,12 @@ class StaticCache:
         if batch_size < 1 or capacity < 1:
             raise ValueError(f"a cache needs batch_size and capacity of at least 1, not {batch_size} and {capacity}")
         self.window, self.sinks, self.capacity = config.window, config.sinks, capacity
-        shape = (batch_size, config.n_kv_head, 1 + self.n_places(), config.d_head)
+        shape = (batch_size, config.n_kv_head, 1 + capacity, config.d_head)
         self.keys, self.values = ([torch.zeros(shape, device=device, dtype=dtype) for _ in range(config.n_layer)]
                                   for _ in range(2))
         self.device = self.keys[0].device
         self.length = 0  # tokens seen by each row, padding included
         self.row_lengths = None  # (B,) once rows differ: tokens seen without padding
-
-    def n_places(self):
-        """Places for real tokens, a row."""
-        return self.capacity
 
     @property
     def n_bytes(self):

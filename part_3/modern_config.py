@@ -1,7 +1,4 @@
-"""Lesson 3.4 - the shape of a ModernGPT: which piece it is built from, and how large.
-
-What Part 2's GPT had in its place, and what cannot be built, can be read here.
-"""
+"""Lesson 3.4 - the shape of a ModernGPT: which pieces it is built from, how large they are, and what cannot be built."""
 
 from dataclasses import dataclass
 

@@ -8,6 +8,7 @@ turn, so that a noisy machine slows all of them alike and the ratio of their tim
 import random
 import time
 from dataclasses import dataclass, field
+from statistics import mean, median
 
 import torch
 from tqdm import tqdm
@@ -65,6 +66,21 @@ class Runs:
     val_loss: list = field(default_factory=list)  # n_seed lists of nats per token
     seconds: list = field(default_factory=list)  # n_seed lists of a step's time
     observed: list = field(default_factory=list)  # n_seed lists of what `observe` returned
+
+
+def describe(name, runs):
+    """A line with a variant's number of weights and its final validation loss: the mean, and each seed's."""
+    final = [losses[-1] for losses in runs.val_loss]
+    return (f"{name:20s} {runs.models[0].n_params():,} weights   final loss {mean(final):.3f} nats per byte "
+            f"({', '.join(f'{loss:.3f}' for loss in final)})")
+
+
+def step_time_ratios(runs, others):
+    """How many times as long a step of `runs` takes as one of `others`: for each seed the median over neighbouring steps.
+
+    Neighbours were taken in turn, so the ratio holds even where the machine's speed changes.
+    """
+    return [median(mine / other for mine, other in zip(*pair)) for pair in zip(runs.seconds, others.seconds)]
 
 
 def compare(config, variants, observe=None, n_evals=20):
