@@ -10,7 +10,8 @@
         run_script(main, Config, __doc__)
 
 gives `--steps` with its type, default and help, checks the value, and calls `main(config)`. With `--quick` the values in
-`QUICK` become the defaults, so that a flag given beside it still wins.
+`QUICK` become the defaults, so that a flag given beside it still wins. A script with a field `preset` has a dict `PRESETS`
+too: preset's name to the values that it makes the defaults.
 """
 
 import argparse
@@ -83,6 +84,12 @@ def build_parser(config_class, description):
     return parser
 
 
+def changed_defaults(config_class, flags):
+    """The defaults that `flags` (a dict) puts in place of the fields' own: those of its preset, then those of --quick."""
+    changes = dict(config_class.PRESETS[flags["preset"]]) if "preset" in flags else {}
+    return changes | config_class.QUICK if flags.get("quick") else changes
+
+
 def parse_config(config_class, description, argv=None):
     """Turn a command line into a `config_class`.
 
@@ -91,8 +98,8 @@ def parse_config(config_class, description, argv=None):
     """
     parser = build_parser(config_class, description)
     namespace = parser.parse_args(argv)
-    if getattr(namespace, "quick", False):
-        parser.set_defaults(**config_class.QUICK)
+    if changes := changed_defaults(config_class, vars(namespace)):
+        parser.set_defaults(**changes)
         namespace = parser.parse_args(argv)
     try:
         return config_class(**vars(namespace))
@@ -121,9 +128,10 @@ def command_line(script, config):
     """The command, from the repository root, that runs `script` (its __file__) with `config`: only changed flags show."""
     path = Path(script).resolve()
     words = ["python3", f"{path.parent.name}/{path.name}"]
+    changes = changed_defaults(type(config), dataclasses.asdict(config))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value == (config.QUICK.get(field.name, field.default) if config.quick else field.default):
+        if value == changes.get(field.name, field.default):
             continue
         if isinstance(value, bool):
             words.append(f"--{field.name}" if value else f"--no-{field.name}")

@@ -16,6 +16,11 @@ import torch.nn.functional as F
 
 from part_0.cli import InputError
 
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -131,15 +136,23 @@ def set_seed(seed):
 
 
 def rng_state():
-    """The state of torch's random number generators (CPU, and every CUDA device), for a checkpoint."""
-    return {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
+    """The state of every random number generator: Python's, NumPy's, and torch's of each device, for a checkpoint."""
+    name, keys, *rest = np.random.get_state()
+    return {"python": random.getstate(), "numpy": (name, torch.from_numpy(keys.astype(np.int64)), *rest),
+            "cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all(),
+            "mps": torch.mps.get_rng_state() if torch.backends.mps.is_available() else None}
 
 
 def set_rng_state(state):
-    """Put back what `rng_state` returned; CUDA states only where there are as many CUDA devices as there were."""
+    """Put back what `rng_state` returned; a GPU's only where there are as many of its type as there were."""
+    random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(state["cpu"])
     if len(state["cuda"]) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])
+    if state["mps"] is not None and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
 
 
 def synchronize(device):
@@ -148,6 +161,19 @@ def synchronize(device):
         torch.cuda.synchronize()
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def peak_memory(device):
+    """The most bytes that this process has held so far: on a CUDA device in tensors; on MPS what the driver holds now;
+    else of main memory, everything included. None on Windows, whose Python does not tell."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.driver_allocated_memory()
+    if resource is None:
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024  # bytes there, KiB on Linux
 
 
 def describe(device):

@@ -7,8 +7,8 @@ new one. The checksum is compared before anything is interpreted, so a damaged f
 is read with `weights_only=True`: tensors, numbers and strings, never code.
 """
 
+import contextlib
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -21,19 +21,31 @@ from part_2.byte_tokenizer import ByteTokenizer
 from part_2.gpt import GPT, GPTConfig
 
 MAGIC = b"LLMCKPT1"
+HASH_BYTES = 32
+
+
+@contextlib.contextmanager
+def atomic_file(path):
+    """Open a temporary file for writing bytes; when the block ends without an error it takes the place of `path`."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        if os.name == "posix":  # the new name, too, must be on the disk
+            folder = os.open(temporary.parent, os.O_RDONLY)
+            os.fsync(folder)
+            os.close(folder)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def write_atomically(path, content):
     """Replace the file at `path` by `content` (bytes) in one moment."""
-    temporary = Path(f"{path}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_file(path) as file:
+        file.write(content)
 
 
 def write_json(path, content):
@@ -41,28 +53,47 @@ def write_json(path, content):
     write_atomically(path, (json.dumps(content, indent=2) + "\n").encode("utf-8"))
 
 
+class _Hashed:
+    """A file to write to, with the SHA-256 of all that was written."""
+
+    def __init__(self, file):
+        self.file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, content):
+        self.sha256.update(content)
+        return self.file.write(content)
+
+    def flush(self):
+        self.file.flush()
+
+
 def save_checkpoint(path, state):
-    """state: a dict of tensors, numbers, strings, and lists and dicts of these."""
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    content = buffer.getvalue()
-    write_atomically(path, MAGIC + hashlib.sha256(content).digest() + content)
+    """state: a dict of tensors, numbers, strings, and lists and dicts of these. Nothing is held in memory a second time."""
+    with atomic_file(path) as file:
+        file.write(MAGIC + bytes(HASH_BYTES))  # room for the hash, which is known at the end
+        hashed = _Hashed(file)
+        torch.save(state, hashed)
+        file.seek(len(MAGIC))
+        file.write(hashed.sha256.digest())
 
 
 def load_checkpoint(path):
     """The dict that `save_checkpoint` was given, its tensors on the CPU. InputError when the file is missing or damaged."""
     if not Path(path).is_file():
         raise InputError(f"there is no checkpoint {path}")
-    file = Path(path).read_bytes()
-    if not file.startswith(MAGIC):
-        raise InputError(f"{path} is no checkpoint of this repository, or damaged at its start")
-    digest, content = file[len(MAGIC):len(MAGIC) + 32], file[len(MAGIC) + 32:]
-    if hashlib.sha256(content).digest() != digest:
-        raise InputError(f"checkpoint {path} is damaged: its checksum does not match")
-    try:
-        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise InputError(f"checkpoint {path} holds more than tensors, numbers and strings; it is not loaded") from None
+    with open(path, "rb") as file:
+        if file.read(len(MAGIC)) != MAGIC:
+            raise InputError(f"{path} is no checkpoint of this repository, or damaged at its start")
+        digest, sha256 = file.read(HASH_BYTES), hashlib.sha256()
+        while part := file.read(2**20):
+            sha256.update(part)
+        if sha256.digest() != digest:
+            raise InputError(f"checkpoint {path} is damaged: its checksum does not match")
+        file.seek(len(MAGIC) + HASH_BYTES)
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise InputError(f"checkpoint {path} holds more than tensors, numbers and strings; it is not loaded") from None
 
 
 def build_gpt(sizes):

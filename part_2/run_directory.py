@@ -68,7 +68,13 @@ def resume_run(config, data_hash):
                              "resume with the same flags, or start anew in another --out")
     if state["data_hash"] != data_hash:
         raise InputError(f"{out} was started on another text than --data {config.data} is now")
-    for name in ("metrics.jsonl", "samples.jsonl"):  # what came after the checkpoint will come again
-        kept = [record for record in read_records(out, name) if record["step"] < state["step"]]
-        write_atomically(out / name, "".join(json.dumps(record) + "\n" for record in kept).encode("utf-8"))
+    cut_records(out, state["step"])
     return state, damage
+
+
+def cut_records(out, step):
+    """Cut a run's logs back to what came before `step`, where a checkpoint stands; the rest will come again."""
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        if (Path(out) / name).exists():
+            kept = [record for record in read_records(out, name) if record["step"] < step]
+            write_atomically(Path(out) / name, "".join(json.dumps(record) + "\n" for record in kept).encode("utf-8"))

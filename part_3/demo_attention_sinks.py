@@ -16,8 +16,7 @@ from part_0.cli import QUICK_HELP, InputError, check_positive, command_line, opt
 from part_0.plotting import BLACK, BLUE, ORANGE, figure_path, heatmap, plt, save_figure
 from part_2.corpus import load_corpus
 from part_2.dataset import split_tokens
-from part_3.attention_mask import attention_mask
-from part_3.modern_gpt import load_model
+from part_3.modern_gpt import attention_maps, load_model
 from part_3.train import RUNS
 
 
@@ -31,21 +30,6 @@ class Config:
 
     def __post_init__(self):
         check_positive(self, "sinks", "n_windows")
-
-
-@torch.inference_mode()
-def attention_maps(model, tokens):
-    """The attention weights of every layer in one plain pass over tokens (B, T): a list of (B, H, T, T)."""
-    positions = torch.arange(tokens.shape[1])
-    mask = attention_mask(positions, positions, model.config.window, model.config.sinks)
-    maps = []
-    hooks = [block.attention.register_forward_pre_hook(
-        lambda module, inputs: maps.append(module.attention_weights(inputs[0], mask, model.rotation(positions))))
-        for block in model.blocks]
-    model(tokens)
-    for hook in hooks:
-        hook.remove()
-    return maps
 
 
 def main(config):

@@ -165,6 +165,21 @@ def reread(model, **changes):
     return other
 
 
+@torch.inference_mode()
+def attention_maps(model, tokens):
+    """The attention weights of every layer in one plain pass over tokens (B, T): a list of (B, H, T, T); for looking at."""
+    positions = torch.arange(tokens.shape[1], device=tokens.device)
+    mask = attention_mask(positions, positions, model.config.window, model.config.sinks)
+    maps = []
+    hooks = [block.attention.register_forward_pre_hook(
+        lambda module, inputs: maps.append(module.attention_weights(inputs[0], mask, model.rotation(positions))))
+        for block in model.blocks]
+    model(tokens)
+    for hook in hooks:
+        hook.remove()
+    return maps
+
+
 def load_model(path, device="cpu"):
     """Rebuild model (in eval mode) and tokenizer from a checkpoint of part_3/train.py. Returns (model, tokenizer, state)."""
     return load_part_2_model(path, device, lambda sizes: ModernGPT(ModernGPTConfig(**sizes)), "part_3/train.py")

@@ -23,6 +23,7 @@ from part_0.device import (
     supported_precisions,
     synchronize,
 )
+from part_2.checkpoint import load_checkpoint, save_checkpoint
 
 CPU = torch.device("cpu")
 
@@ -140,14 +141,17 @@ def test_a_seed_beyond_32_bits_is_taken():
     set_seed(2**40 + 1)
 
 
-def test_a_random_state_comes_back():
+def test_a_random_state_comes_back_through_a_checkpoint(tmp_path):
+    def draws():
+        return [random.random(), random.gauss(0, 1), np.random.rand(), np.random.randn(), *torch.rand(5).tolist()]
+
     set_seed(0)
-    torch.rand(3)
-    state = rng_state()
-    first = torch.rand(5)
-    torch.rand(7)
-    set_rng_state(state)
-    assert torch.equal(torch.rand(5), first)
+    draws()  # random and NumPy now hold half of a pair of Gaussian numbers back
+    save_checkpoint(tmp_path / "rng.pt", rng_state())
+    first = draws()
+    draws()
+    set_rng_state(load_checkpoint(tmp_path / "rng.pt"))
+    assert draws() == first
 
 
 def test_a_random_state_from_more_gpus_restores_the_cpu_alone(monkeypatch):
