@@ -167,7 +167,12 @@ def reread(model, **changes):
 
 @torch.inference_mode()
 def attention_maps(model, tokens):
-    """The attention weights of every layer in one plain pass over tokens (B, T): a list of (B, H, T, T); for looking at."""
+    """The attention weights of every layer in one plain pass over tokens (B, T): a list of (B, H, T, T); for looking at.
+
+    The model is left in the mode it was in.
+    """
+    was_training = model.training
+    model.eval()  # no dropout: it would also draw random numbers
     positions = torch.arange(tokens.shape[1], device=tokens.device)
     mask = attention_mask(positions, positions, model.config.window, model.config.sinks)
     maps = []
@@ -177,6 +182,7 @@ def attention_maps(model, tokens):
     model(tokens)
     for hook in hooks:
         hook.remove()
+    model.train(was_training)
     return maps
 
 

@@ -1,0 +1,44 @@
+"""Lesson 4.2 - gradient accumulation: a batch that does not fit into memory, in pieces that do.
+
+    loss = 1/N sum_i l_i = sum over micro-batches m of  1/N sum_{i in m} l_i             N: kept targets of the whole batch
+
+Gradients add up, so N micro-batches give what one batch N times as large gives, if every token weighs the same: each
+micro-batch's *sum* is divided by the count of the whole batch. The mean of micro-batch means is something else as soon as
+they hold different numbers of targets, as they do where prompts or padding are masked.
+"""
+
+import torch
+import torch.nn.functional as F
+
+from part_0.device import autocast
+from part_4.distributed import gradient_sync, sum_over_processes, world_size
+
+
+def accumulate_gradients(model, inputs, targets, n_micro=1, dtype=torch.float32, scaler=None, ignore_index=-100):
+    """Add the gradient of the batch's mean loss to the weights' `.grad`, one micro-batch after the other.
+
+    model: called with (b, T) tokens, gives logits (b, T, V); may be DDP or FSDP, then the mean is over the batches of all
+    processes. inputs, targets: (B, T) int64 on the model's device, `n_micro` dividing B; dtype: the matrix products'
+    precision; scaler: fp16's, scales the gradients. Returns the mean loss in nats, a scalar without graph, the same in
+    every process. ValueError when `n_micro` does not divide B, or when there is no target to learn from.
+    """
+    if n_micro < 1 or len(inputs) % n_micro:
+        raise ValueError(f"a batch of {len(inputs)} cannot be split into {n_micro} micro-batches of one size")
+    [n_kept] = sum_over_processes([int((targets != ignore_index).sum())], inputs.device)
+    if n_kept == 0:
+        raise ValueError(f"every target is ignore_index {ignore_index}: there is nothing to average")
+    total = torch.zeros((), device=inputs.device)
+    for i, (x, y) in enumerate(zip(inputs.chunk(n_micro), targets.chunk(n_micro))):
+        last = i == n_micro - 1
+        with gradient_sync(model, on=last):  # once for all micro-batches
+            with autocast(inputs.device, dtype):
+                logits = model(x)
+            # torch's own fused form of lesson 2.3's loss, for speed
+            losses = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=ignore_index, reduction="sum")
+            loss = losses / n_kept
+            scaled = loss * world_size()  # DDP and FSDP take the mean over processes; a sum is wanted
+            (scaled if scaler is None else scaler.scale(scaled)).backward()
+        total += loss.detach()
+    if world_size() > 1:
+        torch.distributed.all_reduce(total)
+    return total

@@ -1,0 +1,49 @@
+"""Lesson 4.1 - what a training run reads: its tokenizer and its tokens, made where they are missing."""
+
+import os
+from pathlib import Path
+
+from part_0.cli import InputError
+from part_2.corpus import CORPORA
+from part_4.bpe_tokenizer import BPETokenizer
+from part_4.bpe_training import count_file, train_bpe
+from part_4.prepare_data import VAL_FRACTION, prepare, split_place, text_source
+from part_4.text_pieces import open_text
+
+SPECIAL_TOKENS = ("<|endoftext|>",)
+
+
+def learn_tokenizer(data, vocab_size, special_tokens=SPECIAL_TOKENS):
+    """A tokenizer from the training part of a named corpus or file, of `vocab_size` ids or as many as the text gives."""
+    source = text_source(data)
+    with open_text(source) as file:
+        n_train = split_place(file, VAL_FRACTION, data)
+    counts = count_file(source, special_tokens, os.cpu_count(), n_train)
+    return BPETokenizer.from_merges(train_bpe(counts, vocab_size, len(special_tokens)), special_tokens)
+
+
+def tokens_folder(root, data, tokenizer):
+    """Where under `root` the tokens of a text with a tokenizer are kept: each tokenizer has a folder of its own."""
+    name = data if data in CORPORA else Path(data).stem
+    return Path(root) / f"{name}-{tokenizer.fingerprint()[:12]}"
+
+
+def make_corpus(config, resumed=None):
+    """Tokenizer and tokens of a run of part_4/train.py.
+
+    config: its flags; resumed: the checkpoint that it goes on from, whose tokenizer is taken. Returns (tokenizer, the folder
+    for `open_tokens`, SHA-256 of the text). InputError when a file is missing or no text, or when --tokenizer names another
+    one than the run was started with.
+    """
+    if resumed:
+        tokenizer = BPETokenizer.from_state(resumed["tokenizer"])
+        if config.tokenizer != "auto" and BPETokenizer.load(config.tokenizer).fingerprint() != tokenizer.fingerprint():
+            raise InputError(f"{config.out} was started with another tokenizer than --tokenizer {config.tokenizer}: "
+                             "start anew in another --out")
+    elif config.tokenizer == "auto":
+        tokenizer = learn_tokenizer(config.data, config.vocab_size)
+    else:
+        tokenizer = BPETokenizer.load(config.tokenizer)
+    folder = tokens_folder(config.tokens, config.data, tokenizer)
+    *_, data_hash = prepare(config.data, folder, tokenizer, n_process=os.cpu_count())
+    return tokenizer, folder, data_hash

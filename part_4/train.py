@@ -1,0 +1,218 @@
+"""Lesson 4.5 - train the base model: everything of this part in one loop. Later parts start from what it leaves.
+
+    python3 part_4/train.py                                             a small model, in minutes on a laptop
+    python3 part_4/train.py --resume auto                               go on where it was stopped or killed
+    python3 part_4/train.py --data big.txt --preset gpt2-124m           GPT-2's size: needs a GPU
+    torchrun --nproc_per_node=8 part_4/train.py --parallel fsdp         several processes, each with a share of the batch
+
+The run directory (--out) then holds config.json, metrics.jsonl, samples.jsonl, tensorboard/, the last checkpoints and best.pt,
+and summary.json. A signal (Ctrl-C, SIGTERM) saves and ends; after a kill --resume auto goes on from the newest sound
+checkpoint, and the final weights are the same bit for bit.
+"""
+import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
+
+import dataclasses
+import functools
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch.utils.checkpoint import checkpoint as recompute
+from tqdm import tqdm
+
+from part_0.cli import InputError, run_script
+from part_0.device import (grad_scaler, peak_memory, pick_device, pick_precision, rng_state, set_rng_state, set_seed,
+                           synchronize)
+from part_0.roofline import matmul_peak
+from part_2.evaluate import figures_of_merit, split_losses, windows_loss
+from part_2.run_directory import cut_records, start_run
+from part_3.generate import generate
+from part_3.modern_gpt import ModernGPT, attention_maps
+from part_4.checkpoint import (StopRequest, checkpoint_files, give_second_name, load_newest, refuse_another_run,
+                               save_numbered)
+from part_4.distributed import (from_main, full_state, gather, parallelise, process_group, set_full_state,
+                                sum_over_processes)
+from part_4.grad_accumulation import accumulate_gradients
+from part_4.lr_schedule import SCHEDULES
+from part_4.optimizer import build_optimizers
+from part_4.run_corpus import make_corpus
+from part_4.prepare_data import open_tokens
+from part_4.run_logger import RunLogger, step_flops, update_ratio
+from part_4.token_dataset import get_batch
+from part_4.train_config import MAY_CHANGE, Config
+
+
+@dataclasses.dataclass
+class Progress:
+    """How far a run is; goes into its checkpoints."""
+
+    step: int = 0
+    seconds: float = 0.0  # of training, without evaluation
+    save_seconds: float = 0.0
+    best: float = math.inf  # validation loss so far, ...
+    best_step: int = 0  # ... and where it was
+    skipped: int = 0  # updates in a row
+
+
+def build_model(config, vocab_size, device):
+    """The model with the weights of its seed; recomputing and compiled if the flags say so."""
+    set_seed(config.seed)
+    model = ModernGPT(config.model_config(vocab_size)).to(device)
+    if config.activation_checkpointing:
+        for block in model.blocks:
+            block.forward = functools.partial(recompute, block.forward, use_reentrant=False)
+    if config.compile:
+        model.compile()
+    return model
+
+
+def evaluate(model, batch, tokenizer, dtype, logger, now, config):
+    """Log and return the loss on fixed validation windows; log a sample and the attention of a window, too."""
+    val_loss = windows_loss(model, *batch, dtype)
+    logger.record(now.step, tokens=now.step * config.batch_size * config.block_size, seconds=now.seconds, val_loss=val_loss)
+    if config.parallel != "fsdp":  # there each token would gather all the weights anew
+        device = batch[0].device
+        [ids] = generate(model, [tokenizer.encode("The")], 80, temperature=0.8,
+                         generator=torch.Generator(device).manual_seed(config.seed))
+        logger.sample(now.step, "The" + tokenizer.decode(ids.tolist()), val_loss=val_loss)
+        logger.attention(now.step, attention_maps(model, batch[0][:1, :64]))
+    return val_loss
+
+
+def main(config):
+    """Train. Returns the history: the dicts of metrics.jsonl in order, the summary last."""
+    device = pick_device(config.device)
+    dtype = pick_precision(config.precision, device)
+    with process_group(config.parallel, device.type) as process, StopRequest() as stop:
+        return train(config, device, dtype, process, stop)
+
+
+def train(config, device, dtype, process, stop):
+    """The run, as each of its processes sees it; rank 0 alone prints and writes."""
+    out, say = Path(config.out), tqdm.write if process.is_main else lambda line: None
+    n_micro = config.n_micro(process.world_size)
+    resumed, now = None, Progress()
+    if config.resume == "yes" or (config.resume == "auto" and checkpoint_files(out)):
+        resumed, path, damages = load_newest(out)
+        for damage in damages:
+            say(f"{damage}; the one before it is used")
+    tokenizer, folder, data_hash = from_main(process, lambda: make_corpus(config, resumed))
+    train_tokens, val_tokens = (open_tokens(folder, split, tokenizer) for split in ("train", "val"))
+    val_batch = [part.to(device) for part in get_batch(val_tokens, 0, 0, config.eval_windows, config.block_size)]
+
+    peak = matmul_peak(dtype, device, seconds=0.05) * 1e9 * process.world_size  # FLOP/s; draws numbers, so before the seed
+    model = build_model(config, tokenizer.vocab_size, device)
+    n_params, tokens_per_step = model.n_params(), config.batch_size * config.block_size
+    flops = step_flops(model, tokens_per_step, config.block_size)
+    parallel = parallelise(model, config.parallel, device)
+    optimizers = build_optimizers(model, config.optimizer, config.lr, config.beta2, config.weight_decay)
+    scaler = grad_scaler(device, dtype)
+    set_seed(config.seed + process.rank)  # dropout differs between processes
+    if resumed:
+        refuse_another_run(resumed, config, MAY_CHANGE, data_hash=data_hash)
+        set_full_state(model, optimizers, resumed["model"], resumed["optimizer"])
+        if resumed["scaler"]:  # empty unless the run was in fp16
+            scaler.load_state_dict(resumed["scaler"])
+        if len(resumed["rng"]) == process.world_size:  # with another number dropout starts from the seed again
+            set_rng_state(resumed["rng"][process.rank])
+        now = Progress(**resumed["progress"])
+        say(f"going on from {path}")
+        if process.is_main:
+            cut_records(out, now.step)
+            if now.best_step == now.step:  # a kill may have come between the save and this
+                give_second_name(path, out / "best.pt")
+    elif process.is_main and (previous := start_run(config)):
+        say(f"the run that was in {out} is now in {previous}")
+    del resumed
+    logger = RunLogger(out if process.is_main else None, config, now.step, config.wandb)
+
+    def save(is_best):
+        started = time.perf_counter()
+        model_state, optimizer_state = full_state(model, optimizers)
+        rng = gather(rng_state())
+        if process.is_main:
+            save_numbered(out, {
+                "step": now.step, "progress": dataclasses.asdict(now), "model": model_state, "optimizer": optimizer_state,
+                "scaler": scaler.state_dict(), "rng": rng, "config": dataclasses.asdict(config), "data_hash": data_hash,
+                "model_config": dataclasses.asdict(model.config), "tokenizer": tokenizer.state()}, config.keep_last, is_best)
+        now.save_seconds += time.perf_counter() - started
+
+    bar = tqdm(total=config.steps, initial=now.step, unit="step", disable=None if process.is_main else True)
+    saved = logged = now.step
+    logged_seconds = now.seconds
+    while True:
+        is_best = False
+        if now.step % config.eval_every == 0 or now.step == config.steps:
+            val_loss = evaluate(model, val_batch, tokenizer, dtype, logger, now, config)
+            say(f"step {now.step:5d}/{config.steps}   val loss {val_loss:.3f} nats/token   {now.seconds:5.1f} s")
+            is_best = now.step > 0 and val_loss < now.best
+            if is_best:
+                now.best, now.best_step = val_loss, now.step
+        ending = now.step == config.steps or sum_over_processes([stop.signal is not None], device)[0] > 0
+        if now.step > saved and (is_best or ending or now.step % config.save_every == 0):
+            save(is_best)
+            saved = now.step
+        if ending:
+            break
+
+        started = time.perf_counter()
+        lr = SCHEDULES[config.schedule](now.step, config.steps, config.lr, config.min_lr, config.warmup_steps)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = lr
+        inputs, targets = get_batch(train_tokens, config.seed, now.step, config.batch_size, config.block_size,
+                                    process.rank, process.world_size)
+        loss = accumulate_gradients(parallel, inputs.to(device), targets.to(device), n_micro, dtype, scaler)
+        for optimizer in optimizers:
+            scaler.unscale_(optimizer)
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+        grad_norm = (grad_norm.full_tensor() if config.parallel == "fsdp" else grad_norm).item()
+        is_finite = math.isfinite(grad_norm) and math.isfinite(loss)
+        is_logged = now.step % config.log_every == 0 and is_finite
+        before = [weight.detach().clone() for weight in model.parameters()] if is_logged else None
+        for optimizer in optimizers:
+            if is_finite:
+                scaler.step(optimizer)
+            optimizer.zero_grad(set_to_none=True)
+        scaler.update()  # its scale is lowered where a gradient was not finite
+        now.skipped = 0 if is_finite else now.skipped + 1
+        now.seconds += time.perf_counter() - started
+
+        if is_logged:
+            per_second = (now.step + 1 - logged) * tokens_per_step / (now.seconds - logged_seconds)
+            logger.record(now.step, tokens=(now.step + 1) * tokens_per_step, seconds=now.seconds, loss=loss.item(), lr=lr,
+                          grad_norm=grad_norm, update_ratio=update_ratio(before, list(model.parameters())),
+                          tokens_per_second=per_second, mfu=flops * per_second / tokens_per_step / peak,
+                          memory_gib=(peak_memory(device) or 0) / 2**30)
+            bar.set_postfix(loss=f"{loss.item():.3f}", tokens_per_second=f"{per_second:,.0f}", refresh=False)
+            logged, logged_seconds = now.step + 1, now.seconds
+        if now.skipped:
+            logger.record(now.step, skipped=now.skipped)
+            if now.skipped > config.max_skips:
+                raise InputError(f"loss or gradient was no number {now.skipped} times in a row, at step {now.step}: try a "
+                                 f"smaller --lr than {config.lr}. The last good checkpoint is "
+                                 f"{next(iter(checkpoint_files(out)), 'none')}")
+        now.step += 1
+        bar.update()
+    bar.close()
+    if now.step < config.steps:
+        logger.close()
+        say(f"stopped at step {now.step}, which is saved; go on with the same command and --resume auto")
+        sys.exit(128 + (stop.signal or 15))  # as the shell would call it; another process may have got the signal
+
+    tokens = val_tokens[:config.eval_tokens]
+    n_bytes = len(tokenizer.decode_bytes(tokens[1:].tolist()))
+    merit = figures_of_merit(split_losses(model, tokens, dtype=dtype), n_bytes)
+    summary = {**merit, "best_val_loss": now.best, "steps": config.steps, "tokens": config.steps * tokens_per_step,
+               "params": n_params, "seconds": now.seconds, "tokens_per_second": config.steps * tokens_per_step / now.seconds,
+               "save_seconds": now.save_seconds}
+    logger.finish(summary)
+    logger.close()
+    say(f"the run is in {out}; look at it with: python3 part_4/demo_training_run.py --run {out}")
+    say(json.dumps(summary, indent=2))
+    return logger.history
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)
