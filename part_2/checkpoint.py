@@ -54,25 +54,35 @@ def write_json(path, content):
 
 
 class _Hashed:
-    """A file to write to, with the SHA-256 of all that was written."""
+    """A file to write to, with the SHA-256 of all that was written, and the error that ended it: torch.save hides that."""
 
     def __init__(self, file):
-        self.file, self.sha256 = file, hashlib.sha256()
+        self.file, self.sha256, self.error = file, hashlib.sha256(), None
 
     def write(self, content):
         self.sha256.update(content)
-        return self.file.write(content)
+        try:
+            return self.file.write(content)
+        except OSError as error:
+            self.error = error
+            raise
 
     def flush(self):
         self.file.flush()
 
 
 def save_checkpoint(path, state):
-    """state: a dict of tensors, numbers, strings, and lists and dicts of these. Nothing is held in memory a second time."""
+    """Write `state`, a dict of tensors, numbers, strings, and lists and dicts of these; nothing is held in memory twice.
+
+    OSError when the file cannot be written, as on a full disk; an older one at `path` is untouched.
+    """
     with atomic_file(path) as file:
         file.write(MAGIC + bytes(HASH_BYTES))  # room for the hash, which is known at the end
         hashed = _Hashed(file)
-        torch.save(state, hashed)
+        try:
+            torch.save(state, hashed)
+        except RuntimeError as error:
+            raise hashed.error or error from None
         file.seek(len(MAGIC))
         file.write(hashed.sha256.digest())
 
