@@ -56,15 +56,15 @@ def main(config):
             for (name, n_bytes), color in zip(memory._asdict().items(), (BLUE, ORANGE, GREEN)):
                 ax.barh(y, n_bytes / 1e9, left=left, color=color, label=name if y == 0 else None)
                 left += n_bytes / 1e9
-            ax.annotate(f"{left:.0f} GB, {days:,.0f} days" if days >= 3 else f"{left:.0f} GB, {24 * days:.0f} hours", (left, y),
-                        (6, 0), textcoords="offset points", va="center", fontsize=11)
+            duration = f"{days:,.0f} days" if days >= 3 else f"{24 * days:.1f} hours"
+            ax.annotate(f"{left:.0f} GB, {duration}", (left, y), (6, 0), textcoords="offset points", va="center", fontsize=11)
             labels.append(f"{preset}, {n_gpu} GPU{'s' if n_gpu > 1 else ''}")
             y += 1
     ax.axvline(GPU_BYTES / 1e9, color=BLACK, linestyle="--", label="80 GB")
     ax.set_yticks(range(y), labels)
     ax.invert_yaxis()
     ax.set(xlabel="memory of each GPU (GB)", ylabel="preset and number of GPUs", xlim=(0, 185))
-    ax.legend(loc="lower right", bbox_to_anchor=(1, 0.08))
+    ax.legend(loc="upper right")
     print(save_figure(
         fig, figure_path(__file__, "scaling", config.quick), title="What the presets need (calculated, not run)",
         caption="Memory of each GPU, with the state of the model shared out over the GPUs (FSDP) where there are several, and "

@@ -13,13 +13,17 @@ from part_4.text_pieces import open_text
 SPECIAL_TOKENS = ("<|endoftext|>",)
 
 
-def learn_tokenizer(data, vocab_size, special_tokens=SPECIAL_TOKENS):
-    """A tokenizer from the training part of a named corpus or file, of `vocab_size` ids or as many as the text gives."""
+def learn_tokenizer(data, vocab_size, special_tokens=SPECIAL_TOKENS, n_process=1, counted=None, merged=None):
+    """A tokenizer from the training part of a named corpus or file, of `vocab_size` ids or as many as the text gives.
+
+    counted, merged: are called with the number of bytes just read and of merges just made. Returns it and its merges.
+    """
     source = text_source(data)
     with open_text(source) as file:
         n_train = split_place(file, VAL_FRACTION, data)
-    counts = count_file(source, special_tokens, os.cpu_count(), n_train)
-    return BPETokenizer.from_merges(train_bpe(counts, vocab_size, len(special_tokens)), special_tokens)
+    counts = count_file(source, special_tokens, n_process, n_train, progress=counted)
+    merges, ranks = train_bpe(counts, vocab_size, len(special_tokens), merged)
+    return BPETokenizer(ranks, special_tokens), merges
 
 
 def tokens_folder(root, data, tokenizer):
@@ -41,7 +45,7 @@ def make_corpus(config, resumed=None):
             raise InputError(f"{config.out} was started with another tokenizer than --tokenizer {config.tokenizer}: "
                              "start anew in another --out")
     elif config.tokenizer == "auto":
-        tokenizer = learn_tokenizer(config.data, config.vocab_size)
+        tokenizer, _ = learn_tokenizer(config.data, config.vocab_size, n_process=os.cpu_count())
     else:
         tokenizer = BPETokenizer.load(config.tokenizer)
     folder = tokens_folder(config.tokens, config.data, tokenizer)
