@@ -11,6 +11,7 @@ from part_4.prepare_data import VAL_FRACTION, prepare, split_place, text_source
 from part_4.text_pieces import open_text
 
 SPECIAL_TOKENS = ("<|endoftext|>",)
+SMALL_BYTES = 2**24  # of a text that is read sooner than other processes have started
 
 
 def learn_tokenizer(data, vocab_size, special_tokens=SPECIAL_TOKENS, n_process=1, counted=None, merged=None):
@@ -32,6 +33,12 @@ def tokens_folder(root, data, tokenizer):
     return Path(root) / f"{name}-{tokenizer.fingerprint()[:12]}"
 
 
+def n_processes(data):
+    """How many processes read a text: all cores for a large file."""
+    is_large = data not in CORPORA and Path(data).is_file() and Path(data).stat().st_size > SMALL_BYTES
+    return os.cpu_count() if is_large else 1
+
+
 def make_corpus(config, resumed=None):
     """Tokenizer and tokens of a run of part_4/train.py.
 
@@ -45,9 +52,9 @@ def make_corpus(config, resumed=None):
             raise InputError(f"{config.out} was started with another tokenizer than --tokenizer {config.tokenizer}: "
                              "start anew in another --out")
     elif config.tokenizer == "auto":
-        tokenizer, _ = learn_tokenizer(config.data, config.vocab_size, n_process=os.cpu_count())
+        tokenizer, _ = learn_tokenizer(config.data, config.vocab_size, n_process=n_processes(config.data))
     else:
         tokenizer = BPETokenizer.load(config.tokenizer)
     folder = tokens_folder(config.tokens, config.data, tokenizer)
-    *_, data_hash = prepare(config.data, folder, tokenizer, n_process=os.cpu_count())
+    *_, data_hash = prepare(config.data, folder, tokenizer, n_process=n_processes(config.data))
     return tokenizer, folder, data_hash

@@ -50,6 +50,14 @@ def attention_grid(maps):
     return maps.permute(0, 2, 1, 3).flatten(2).flatten(0, 1)  # (L, T+1, H, T+1) -> (L (T+1), H (T+1))
 
 
+def load_wandb():
+    """The module wandb. InputError when it is not installed."""
+    try:
+        return importlib.import_module("wandb")
+    except ImportError:
+        raise InputError("--wandb needs its package: pip install wandb") from None
+
+
 class RunLogger:
     """Writes a run's records to metrics.jsonl, TensorBoard and, if asked for, Weights & Biases.
 
@@ -62,10 +70,7 @@ class RunLogger:
         if out is None:
             return
         if wandb:
-            try:
-                self.wandb = importlib.import_module("wandb")
-            except ImportError:
-                raise InputError("--wandb needs its package: pip install wandb") from None
+            self.wandb = load_wandb()
             self.wandb.init(project="llm-from-scratch", dir=str(out), config=dataclasses.asdict(config))
         from torch.utils.tensorboard import SummaryWriter  # here, because importing it takes a second
         self.tensorboard = SummaryWriter(str(Path(out) / "tensorboard"), purge_step=step)

@@ -39,7 +39,7 @@ from part_4.lr_schedule import SCHEDULES
 from part_4.optimizer import build_optimizers
 from part_4.run_corpus import make_corpus
 from part_4.prepare_data import open_tokens
-from part_4.run_logger import RunLogger, step_flops, update_ratio
+from part_4.run_logger import RunLogger, load_wandb, step_flops, update_ratio
 from part_4.token_dataset import get_batch
 from part_4.train_config import MAY_CHANGE, Config
 
@@ -85,6 +85,8 @@ def main(config):
     """Train. Returns the history: the dicts of metrics.jsonl in order, the summary last."""
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
+    if config.wandb:
+        load_wandb()  # or refuse, before anything is written
     with process_group(config.parallel, device.type) as process, StopRequest() as stop:
         return train(config, device, dtype, process, stop)
 
@@ -198,7 +200,7 @@ def train(config, device, dtype, process, stop):
     bar.close()
     if now.step < config.steps:
         logger.close()
-        say(f"stopped at step {now.step}, which is saved; go on with the same command and --resume auto")
+        say(f"stopped at step {now.step}{', which is saved' if now.step else ''}; go on with the same command and --resume auto")
         sys.exit(128 + (stop.signal or 15))  # as the shell would call it; another process may have got the signal
 
     tokens = val_tokens[:config.eval_tokens]

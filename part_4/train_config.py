@@ -50,7 +50,8 @@ class Config(part_3_train.Config):
     n_head: int = option(6, "attention heads")
     d_hidden: int | None = option(None, "width of the feed-forward layer; 8/3 of d_model if left out")
     qk_norm: bool = option(True, "RMSNorm on queries and keys")
-    optimizer: str = option("adamw", "AdamW, or Muon for the hidden matrices with AdamW for the rest", OPTIMIZERS)
+    optimizer: str = option("adamw", "AdamW, or Muon for the hidden matrices with AdamW for the rest; Muon wants some four "
+                            "times AdamW's --lr", OPTIMIZERS)
     schedule: str = option("cosine", "the learning rate's course after the warm-up", tuple(SCHEDULES))
     max_skips: int = option(20, "updates in a row that may be skipped for a loss or gradient that is no number")
     eval_windows: int = option(64, "validation windows of each evaluation during the run")
@@ -66,7 +67,8 @@ class Config(part_3_train.Config):
     quick: bool = option(False, QUICK_HELP)
     PRESETS: ClassVar[dict] = PRESETS
     QUICK: ClassVar[dict] = part_3_train.Config.QUICK | dict(
-        out=str(RUNS / "quick"), n_head=2, vocab_size=300, eval_windows=8, eval_tokens=2000, save_every=10)
+        out=str(RUNS / "quick"), n_head=2, n_kv_head=1, d_hidden=None, vocab_size=300, micro_batch_size=None, eval_windows=8,
+        eval_tokens=2000, save_every=10, activation_checkpointing=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -75,8 +77,6 @@ class Config(part_3_train.Config):
             raise InputError(f"--eval_tokens must be above --block_size {self.block_size}, not {self.eval_tokens}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise InputError(f"--micro_batch_size must be at least 1, not {self.micro_batch_size}")
-        if self.parallel == "fsdp" and self.optimizer == "muon":
-            raise InputError("--optimizer muon needs whole matrices, and --parallel fsdp cuts them up: take ddp, or adamw")
 
     def model_config(self, vocab_size):
         """The ModernGPTConfig of these flags."""
