@@ -31,8 +31,8 @@ from part_4.speedrun_model import NgramGPT, NgramGPTConfig, shuffled_windows, sp
 RUNS = Path(__file__).resolve().parent / "runs"
 SPRINT = (dict(block_size=64, n_layer=1, n_head=2, d_model=64, n_gram=4, n_rows=4608, d_table=64),  # shape, rates, decay
           dict(lr=0.03, embedding_lr=0.04, table_lr=0.04), 0.4)
-LONG = (dict(block_size=128, n_layer=2, n_head=2, d_model=128, n_gram=5, n_rows=4352, d_table=32, dropout=0.15,
-             ngram_dropout=0.3), dict(lr=0.01, embedding_lr=0.01, table_lr=0.02), 0.6)
+LONG = (dict(block_size=128, n_layer=2, n_head=2, d_model=128, n_gram=5, n_rows=4352, d_table=32, dropout=0.1,
+             ngram_dropout=0.2), dict(lr=0.01, embedding_lr=0.01, table_lr=0.02), 0.6)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,22 @@
 """Lesson 4.2 - what a training run will need, calculated before it is started: memory for each GPU, and days.
 
     state = 16 bytes a weight: fp32 weight, gradient and AdamW's two moments (4 each), over P processes with FSDP
-    activations of a block = 34 b T C bytes             (Korthikanti et al. 2022, equation 2 without the attention matrix)
+    activations of a block = (30 + 8 d_hidden / C) b T C bytes
     logits = 14 bytes for each of b T V
     days = FLOPs of all steps / (GPUs x peak FLOP/s x MFU)
 
-b is the micro-batch of one process. 34 counts what a block in mixed precision keeps for its backward pass when attention is
-fused; with recomputation a block keeps its input alone (4 b T C here: the residual stream stays fp32), and the block whose turn
-it is has its 34 for a moment. Logits are held in bf16 and fp32, with their softmax and gradients (2 + 4 + 4 + 4). Left out:
-buffers, fragmentation, and the block's weights that FSDP has gathered.
+b is the micro-batch of one process. What a block keeps for its backward pass, counted as Korthikanti et al. 2022 (section 4)
+do, for this repository's block under bf16 autocast with H_kv = H: for each of two norms its input and result in fp32 and the
+result in bf16 (20); query, key, value and the heads, before and after merging, in bf16 (10); for each hidden unit gate, up, silu
+and product in bf16 (8). Recomputing, a block keeps its fp32 input alone, and the one whose turn it is has all that for a moment.
+Logits are held in bf16 and fp32, with their softmax and its gradient (2 + 4 + 4 + 4). Left out: buffers, fragmentation, and the
+block's weights that FSDP has gathered.
 """
 
 from typing import NamedTuple
 
 STATE_BYTES = 16  # a weight
-BLOCK_BYTES, INPUT_BYTES = 34, 4  # a number of the (b, T, C) block input
+INPUT_BYTES, BLOCK_BYTES, HIDDEN_BYTES = 4, 30, 8  # a number of a block's input (b, T, C); of its hidden units (b, T, d_hidden)
 LOGIT_BYTES = 14  # a logit
 GPU_BYTES, GPU_PEAK = 80e9, 989e12  # an H100's memory, and its bf16 FLOP/s without sparsity (NVIDIA's data sheet, SXM)
 
@@ -34,10 +36,10 @@ def training_memory(config, n_params, n_gpu, sharded, micro_batch_size, recomput
     each (DDP); micro_batch_size: b; recompute: activations are computed again in the backward pass.
     """
     tokens = micro_batch_size * config.block_size
-    block_inputs = tokens * config.d_model
-    activations = block_inputs * BLOCK_BYTES * config.n_layer
+    block = tokens * (BLOCK_BYTES * config.d_model + HIDDEN_BYTES * config.d_hidden)
+    activations = block * config.n_layer
     if recompute:
-        activations = block_inputs * (INPUT_BYTES * config.n_layer + BLOCK_BYTES)
+        activations = tokens * INPUT_BYTES * config.d_model * config.n_layer + block
     return Memory(STATE_BYTES * n_params / (n_gpu if sharded else 1), activations, LOGIT_BYTES * tokens * config.vocab_size)
 
 
