@@ -32,16 +32,22 @@ def read_records(out, name):
 
 
 def start_run(config):
-    """Make `config.out` an empty run directory with its config.json. An earlier run there is kept as DIR.previous.
+    """Make `config.out` an empty run directory with its config.json. An earlier run that left a checkpoint or final figures
+    there is kept as DIR.previous.
 
     Returns where the earlier run is now, or None. InputError when the directory cannot be written.
     """
     out, previous = Path(config.out).resolve(), None
     try:
-        if (out / "config.json").exists():
+        has_run = (out / "config.json").exists()
+        if has_run and (any(out.glob("*.pt")) or (out / "summary.json").exists()):
             previous = out.with_name(out.name + ".previous")
             shutil.rmtree(previous, ignore_errors=True)
             out.rename(previous)
+        elif has_run:  # it was cut off before there was anything to keep: only its logs go
+            shutil.rmtree(out / "tensorboard", ignore_errors=True)
+            for name in ("metrics.jsonl", "samples.jsonl"):
+                (out / name).unlink(missing_ok=True)
         out.mkdir(parents=True, exist_ok=True)
         write_json(out / "config.json", dataclasses.asdict(config))
     except OSError as error:

@@ -8,6 +8,7 @@ reads more cache than weights; sharing makes the cache H / H_kv times smaller. T
 """
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from part_0.device import fused_attention
@@ -16,11 +17,10 @@ from part_1.single_head import scaled_dot_product_attention
 from part_3.rms_norm import RMSNorm
 from part_3.rope import rotate
 
-
 PIECE = 2**20  # weights held at a time by `short_attention`: 2 MiB in bf16, which stay in the processor's cache
 
 
-def short_attention(query, key, value):
+def short_attention(query, key, value, dropout=0.0):
     """Causal attention that holds its T x T weights, in pieces of a few rows of the batch; for training in bf16 on a CPU.
 
     Up to some hundred tokens this is about twice as fast as torch's fused kernel, which runs in fp32 there (lesson 0.2): all
@@ -33,7 +33,8 @@ def short_attention(query, key, value):
     for q, k, v in zip(*(part.split(max(1, PIECE // (H * T * T))) for part in (query, key, value))):
         q = (q * D ** -0.5).reshape(-1, H // H_kv * T, D)  # (b, H, T, D) -> (b H_kv, H/H_kv T, D)
         scores = torch.bmm(q, k.reshape(-1, T, D).mT).view(-1, T, T) + future
-        heads = torch.bmm(scores.softmax(dim=-1).view(-1, H // H_kv * T, T), v.reshape(-1, T, D))
+        weights = F.dropout(scores.softmax(dim=-1), dropout) if dropout else scores.softmax(dim=-1)
+        heads = torch.bmm(weights.view(-1, H // H_kv * T, T), v.reshape(-1, T, D))
         pieces.append(heads.view(-1, H, T, D))
     return torch.cat(pieces)
 
@@ -50,9 +51,9 @@ def grouped_attention(query, key, value, mask=None, causal=False, dropout=0.0):
         # One token: the queries of a group can be treated as that many tokens, all seeing the same keys.
         groups = query.view(B, H_kv, H // H_kv, D)
         return fused_attention(groups, key, value, attn_mask=mask, dropout_p=dropout).reshape(B, H, T, D)
-    if (causal and mask is None and not dropout and T <= 512 and torch.is_grad_enabled()
+    if (causal and mask is None and T <= 512 and torch.is_grad_enabled()
             and query.device.type == "cpu" and query.dtype == torch.bfloat16):
-        return short_attention(query, key, value)
+        return short_attention(query, key, value, dropout)
     return fused_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal and mask is None,
                            enable_gqa=H_kv < H)
 

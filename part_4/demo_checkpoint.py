@@ -1,9 +1,9 @@
 """Lesson 4.4 - does a run that is killed again and again end where an undisturbed one ends?
 
-Trains a small model twice with part_4/train.py: once in peace, and once with SIGKILL (nothing can be caught, nothing flushed)
-at random moments, some of them in the middle of a save, restarted each time with --resume auto. What to see: every restart
-throws away the steps since the last checkpoint and does them again, and the losses lie on each other; at the end every weight
-is the same bit for bit.
+Trains a small model twice with part_4/train.py: once in peace, and once with SIGKILL (nothing can be caught, nothing
+flushed) at random moments, some of them in the middle of a save, restarted each time with --resume auto. What to see: every
+restart throws away the steps since the last checkpoint and does them again, and the losses lie on each other; at the end
+every weight is the same bit for bit.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -62,8 +62,8 @@ def records(out):
 def run_and_kill(start, out, step=None, in_a_save=False):
     """Start the run and kill it when it has logged `step`, or then in its next save; None: let it end.
 
-    start: a function that starts the run and returns a subprocess.Popen, or what has its poll and kill. Returns the process's
-    exit code (0 if it has ended before) and what it had logged.
+    start: a function that starts the run and returns a subprocess.Popen, or what has its poll and kill. Returns the
+    process's exit code (0 if it has ended before) and what it had logged.
     """
     process = start()
     while process.poll() is None:
@@ -105,10 +105,10 @@ def draw(peaceful, attempts, config):
     ax_runs.invert_yaxis()
     return save_figure(
         fig, figure_path(__file__, "checkpoint", config.quick), title="Killed, resumed, and none the worse",
-        caption=f"Left: the losses of a run that was killed {config.n_kills} times ({config.n_saves} of them while it wrote a "
-                "checkpoint) lie on those of one that was not, dropout and all; its final weights and optimizer moments are "
-                "the same bit for bit. Right: each process begins at the last sound checkpoint; where bars overlap, steps "
-                "were done twice.", command=command_line(__file__, config))
+        caption=f"Left: the losses of a run that was killed {config.n_kills} times ({config.n_saves} of them while it wrote "
+                "a checkpoint) lie on those of one that was not, dropout and all; its final weights and optimizer moments "
+                "are the same bit for bit. Right: each process begins at the last sound checkpoint; where bars overlap, "
+                "steps were done twice.", command=command_line(__file__, config))
 
 
 def main(config):

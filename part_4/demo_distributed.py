@@ -1,8 +1,8 @@
 """Lesson 4.2 - do several processes learn what one would have learnt?
 
-Trains the same small model with part_4/train.py from one process, from two with DDP and from two with FSDP, all with the same
-global batch. What to see: one loss curve; the differences are those of rounding, because sums are taken in another order. The
-times say nothing: the processes share one machine and the model is tiny.
+Trains the same small model with part_4/train.py from one process, from two with DDP and from two with FSDP, all with the
+same global batch. What to see: one loss curve; the differences are those of rounding, because sums are taken in another
+order. The times say nothing: the processes share one machine and the model is tiny.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -47,8 +47,8 @@ def run(parallel, config, folder):
     words = [*launcher, TRAINER, *(word for name, value in sizes.items() for word in (f"--{name}", str(value)))]
     result = subprocess.run([sys.executable, *words], capture_output=True, text=True)
     if result.returncode:
-        raise InputError(f"the run with --parallel {parallel} failed: {result.stderr.strip().splitlines()[-1]}; see all of it: "
-                         f"python3 {' '.join(words)}")
+        raise InputError(f"the run with --parallel {parallel} failed: {result.stderr.strip().splitlines()[-1]}; see all of "
+                         f"it: python3 {' '.join(words)}")
     losses = [record["loss"] for record in read_records(out, "metrics.jsonl") if "loss" in record]
     return losses, json.loads((out / "summary.json").read_text(encoding="utf-8"))
 
@@ -76,9 +76,10 @@ def main(config):
     ax_apart.legend()
     print(save_figure(
         fig, figure_path(__file__, "distributed", config.quick), title="One batch, shared by several processes",
-        caption="Left: the same global batch gives the same loss, whether one process computes it or several share it. Right: "
-                f"the losses are never further apart than {furthest:.0e} nats, on an axis that reaches up to 1; exactly equal "
-                "ones are drawn at 1e-8. fp32 keeps about seven digits, and the sums are taken in another order.",
+        caption="Left: the same global batch gives the same loss, whether one process computes it or several share it. "
+                f"Right: the losses are never further apart than {furthest:.0e} nats, on an axis that reaches up to 1; "
+                "exactly equal ones are drawn at 1e-8. fp32 keeps about seven digits, and the sums are taken in another "
+                "order.",
         command=command_line(__file__, config)))
 
 

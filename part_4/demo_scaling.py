@@ -1,8 +1,8 @@
 """Lesson 4.2 - which presets fit on one GPU, which need eight, which need many machines, and for how long?
 
-Nothing is trained here: memory and days are calculated, for GPUs with 80 GB and the speed of an H100. What to see: on one GPU
-the state of 16 bytes a weight is what is too large for big models; spread over eight or sixty-four with FSDP it shrinks in
-proportion, and activations and logits, which belong to each GPU's own micro-batch, remain.
+Nothing is trained here: memory and days are calculated, for GPUs with 80 GB and the speed of an H100. What to see: on one
+GPU the state of 16 bytes a weight is what is too large for big models; spread over eight or sixty-four with FSDP it shrinks
+in proportion, and activations and logits, which belong to each GPU's own micro-batch, remain.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -43,21 +43,22 @@ def main(config):
             model = ModernGPT(shape)
         tokens = run.batch_size * run.block_size
         flops = step_flops(model, tokens, run.block_size) * run.steps
-        print(f"{preset}: {model.n_params() / 1e6:,.0f} million weights, {tokens * run.steps / 1e9:,.0f} thousand million tokens, "
-              f"{flops:.1e} FLOPs")
+        print(f"{preset}: {model.n_params() / 1e6:,.0f} million weights, {tokens * run.steps / 1e9:,.0f} thousand million "
+              f"tokens, {flops:.1e} FLOPs")
         for n_gpu in numbers:
             memory = training_memory(shape, model.n_params(), n_gpu, n_gpu > 1, run.micro_batch_size,
                                      run.activation_checkpointing)
             days = training_days(flops, n_gpu, config.mfu)
             fits = "fits" if sum(memory) < GPU_BYTES else "does not fit"
-            print(f"  {n_gpu:3d} GPUs: {memory.state / 1e9:6.1f} GB state + {memory.activations / 1e9:5.1f} GB activations + "
-                  f"{memory.logits / 1e9:5.1f} GB logits a GPU, {fits}; {days:,.1f} days")
+            print(f"  {n_gpu:3d} GPUs: {memory.state / 1e9:6.1f} GB state + {memory.activations / 1e9:5.1f} GB activations "
+                  f"+ {memory.logits / 1e9:5.1f} GB logits a GPU, {fits}; {days:,.1f} days")
             left = 0.0
             for (name, n_bytes), color in zip(memory._asdict().items(), (BLUE, ORANGE, GREEN)):
                 ax.barh(y, n_bytes / 1e9, left=left, color=color, label=name if y == 0 else None)
                 left += n_bytes / 1e9
             duration = f"{days:,.0f} days" if days >= 3 else f"{24 * days:.1f} hours"
-            ax.annotate(f"{left:.0f} GB, {duration}", (left, y), (6, 0), textcoords="offset points", va="center", fontsize=11)
+            ax.annotate(f"{left:.0f} GB, {duration}", (left, y), (6, 0), textcoords="offset points", va="center",
+                        fontsize=11)
             labels.append(f"{preset}, {n_gpu} GPU{'s' if n_gpu > 1 else ''}")
             y += 1
     ax.axvline(GPU_BYTES / 1e9, color=BLACK, linestyle="--", label="80 GB")
@@ -67,9 +68,9 @@ def main(config):
     ax.legend(loc="upper right")
     print(save_figure(
         fig, figure_path(__file__, "scaling", config.quick), title="What the presets need (calculated, not run)",
-        caption="Memory of each GPU, with the state of the model shared out over the GPUs (FSDP) where there are several, and "
-                f"how long the preset's run takes at {config.mfu:.0%} of an H100's bf16 peak. A bar beyond the dashed line does "
-                "not fit. More GPUs shrink the state, not what belongs to a GPU's own micro-batch.",
+        caption="Memory of each GPU, with the state of the model shared out over the GPUs (FSDP) where there are several, "
+                f"and how long the preset's run takes at {config.mfu:.0%} of an H100's bf16 peak. A bar beyond the dashed "
+                "line does not fit. More GPUs shrink the state, not what belongs to a GPU's own micro-batch.",
         command=command_line(__file__, config)))
 
 

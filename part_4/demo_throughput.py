@@ -2,8 +2,8 @@
 
 Trains a small Llama (6 layers, width 256, 8 query and 4 key-value heads, 6.5 million weights) for a few steps in each
 precision, and compares the time of each kind of work with the floor: the step's FLOPs over the speed of the fastest matrix
-product. What to see: reduced precision makes the products several times faster and the rest hardly at all, so the rest is what
-remains; on a CPU attention is the largest part of it.
+product. What to see: reduced precision makes the products several times faster and the rest hardly at all, so the rest is
+what remains; on a CPU attention is a large part of it.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -71,8 +71,8 @@ def main(config):
         spent, flops = profile_training(DTYPES[name], device, config)
         peak = matmul_peak(DTYPES[name], device) * 1e9
         total, floor = sum(spent.values()), flops / peak * 1e3
-        print(f"{name}: {total:.0f} ms a step of {flops / 1e9:.0f} GFLOP, {n_tokens / total * 1e3:,.0f} tokens/s; at the peak of "
-              f"{peak / 1e9:,.0f} GFLOP/s it would be {floor:.0f} ms (MFU {floor / total:.0%})")
+        print(f"{name}: {total:.0f} ms a step of {flops / 1e9:.0f} GFLOP, {n_tokens / total * 1e3:,.0f} tokens/s; at the "
+              f"peak of {peak / 1e9:,.0f} GFLOP/s it would be {floor:.0f} ms (MFU {floor / total:.0%})")
         print("      " + ", ".join(f"{kind} {milliseconds:.0f}" for kind, milliseconds in spent.items()))
         found.append(f"{n_tokens / total * 1e3:,.0f} tokens/s in {name} ({floor / total:.0%} of the peak's speed)")
         left = 0.0
@@ -89,9 +89,10 @@ def main(config):
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
     print(save_figure(
         fig, figure_path(__file__, "throughput", config.quick), title=f"A training step of a small Llama on {describe(device)}",
-        caption=f"{n_tokens:,} tokens a step: {', '.join(found)}. Dashed: the time that the step's FLOPs would take at the speed "
-                "of the fastest matrix product in that precision. Reduced precision shortens the products; normalisation, "
-                "element-wise work and the loss are bound by memory and stay.", command=command_line(__file__, config)))
+        caption=f"{n_tokens:,} tokens a step: {', '.join(found)}. Dashed: the time that the step's FLOPs would take at the "
+                "speed of the fastest matrix product in that precision. Reduced precision shortens the products; "
+                "normalisation, element-wise work and the loss are bound by memory and stay.",
+        command=command_line(__file__, config)))
 
 
 if __name__ == "__main__":

@@ -68,15 +68,15 @@ def main(config):
     speed, mfu = (median(record[name] for record in training) for name in ("tokens_per_second", "mfu"))
     print(f"step {last['step']} of {flags['steps']}: validation loss {last['val_loss']:.3f} nats per token (perplexity "
           f"{math.exp(last['val_loss']):.1f}), after {last['seconds']:.0f} s of training")
-    print(f"clipped in {clipped:.0%} of the logged steps, {len(skipped)} updates skipped; median speed {speed:,.0f} tokens/s, "
-          f"{mfu:.0%} of the matmul peak")
+    print(f"clipped in {clipped:.0%} of the logged steps, {len(skipped)} updates skipped; median speed {speed:,.0f} "
+          f"tokens/s, {mfu:.0%} of the matmul peak")
     print(save_figure(
         fig, figure_path(__file__, "training_run", config.quick), title="The dashboard of a training run",
-        caption=f"All from metrics.jsonl. Upper row: the loss ends at {last['val_loss']:.2f} nats per token; the gradient norm "
-                f"is above the clipping threshold in {clipped:.0%} of the logged steps; a step changes the weights by a "
-                "fraction that follows the learning rate. Lower row: the learning rate warms up and falls; speed and MFU are "
-                "the means between two lines of the log: dips are other work on the machine. Red lines, if any, are updates "
-                "that were skipped because something was no number.",
+        caption=f"All from metrics.jsonl. Upper row: the loss ends at {last['val_loss']:.2f} nats per token; the gradient "
+                f"norm is above the clipping threshold in {clipped:.0%} of the logged steps; a step changes the weights by "
+                "a fraction that follows the learning rate. Lower row: the learning rate warms up and falls; speed and MFU "
+                "are the means between two lines of the log: dips are other work on the machine. Red lines, if any, are "
+                "updates that were skipped because something was no number.",
         command=command_line(__file__, config)))
 
 

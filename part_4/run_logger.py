@@ -4,8 +4,9 @@
     update_ratio  |w_after - w_before| / |w_before|, a step's relative change of the weights: about 1e-3 is usual
     mfu           FLOPs needed a second / FLOP/s of this machine's fastest matrix product  (Chowdhery et al. 2022, PaLM, B)
 
-metrics.jsonl holds every number, one JSON object a logged step, and the figures are drawn from it; TensorBoard shows the same
-while the run lasts, with samples, attention and flags: tensorboard --logdir part_4/runs. Weights & Biases only if asked for.
+metrics.jsonl holds every number, one JSON object a logged step, and the figures are drawn from it; TensorBoard shows the
+same while the run lasts, with samples, attention and flags: tensorboard --logdir part_4/runs. Weights & Biases only if asked
+for.
 """
 
 import dataclasses

@@ -7,16 +7,16 @@
 
 b is the micro-batch of one process. What a block keeps for its backward pass, counted as Korthikanti et al. 2022 (section 4)
 do, for this repository's block under bf16 autocast with H_kv = H: for each of two norms its input and result in fp32 and the
-result in bf16 (20); query, key, value and the heads, before and after merging, in bf16 (10); for each hidden unit gate, up, silu
-and product in bf16 (8). Recomputing, a block keeps its fp32 input alone, and the one whose turn it is has all that for a moment.
-Logits are held in bf16 and fp32, with their softmax and its gradient (2 + 4 + 4 + 4). Left out: buffers, fragmentation, and the
-block's weights that FSDP has gathered.
+result in bf16 (20); query, key, value and the heads, before and after merging, in bf16 (10); for each hidden unit gate, up,
+silu and product in bf16 (8). Recomputing, a block keeps its fp32 input alone, and the one whose turn it is has all that for
+a moment. Logits are held in bf16 and fp32, with their softmax and its gradient (2 + 4 + 4 + 4). Left out: buffers,
+fragmentation, and the block's weights that FSDP has gathered.
 """
 
 from typing import NamedTuple
 
 STATE_BYTES = 16  # a weight
-INPUT_BYTES, BLOCK_BYTES, HIDDEN_BYTES = 4, 30, 8  # a number of a block's input (b, T, C); of its hidden units (b, T, d_hidden)
+INPUT_BYTES, BLOCK_BYTES, HIDDEN_BYTES = 4, 30, 8  # a number of a block's input (b, T, C); of its units (b, T, d_hidden)
 LOGIT_BYTES = 14  # a logit
 GPU_BYTES, GPU_PEAK = 80e9, 989e12  # an H100's memory, and its bf16 FLOP/s without sparsity (NVIDIA's data sheet, SXM)
 
@@ -32,8 +32,8 @@ class Memory(NamedTuple):
 def training_memory(config, n_params, n_gpu, sharded, micro_batch_size, recompute):
     """The memory that training a model takes on each of `n_gpu` GPUs. Returns a Memory, in bytes.
 
-    config: a ModernGPTConfig; n_params: its number of weights; sharded: the state is divided among the GPUs (FSDP) or held by
-    each (DDP); micro_batch_size: b; recompute: activations are computed again in the backward pass.
+    config: a ModernGPTConfig; n_params: its number of weights; sharded: the state is divided among the GPUs (FSDP) or held
+    by each (DDP); micro_batch_size: b; recompute: activations are computed again in the backward pass.
     """
     tokens = micro_batch_size * config.block_size
     block = tokens * (BLOCK_BYTES * config.d_model + HIDDEN_BYTES * config.d_hidden)

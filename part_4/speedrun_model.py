@@ -31,8 +31,9 @@ GOLDEN = 2654435769  # 2^32 / 1.618...: multiples of it spread neighbouring numb
 class NgramGPTConfig:
     """The shape of a NgramGPT. ValueError for one that cannot be built.
 
-    n_layer: blocks, 0 for tables, norm and head alone; n_gram: N, at least 2; n_rows: of each table; d_table: a row's width,
-    projected to C; dropout: of what a block adds; ngram_dropout: the probability that a token does without an order's row.
+    n_layer: blocks, 0 for tables, norm and head alone; n_gram: N, 1 for a ModernGPT without tables; n_rows: of each table;
+    d_table: a row's width, projected to C; dropout: of what a block adds; ngram_dropout: the probability that a token does
+    without an order's row. Without tables their numbers are 0.
     """
 
     vocab_size: int
@@ -40,14 +41,18 @@ class NgramGPTConfig:
     n_layer: int
     n_head: int
     d_model: int
-    n_gram: int
-    n_rows: int
-    d_table: int
+    n_gram: int = 1
+    n_rows: int = 0
+    d_table: int = 0
     dropout: float = 0.0
     ngram_dropout: float = 0.0
 
     def __post_init__(self):
-        for name, least in (("n_layer", 0), ("n_gram", 2), ("n_rows", 1), ("d_table", 1)):
+        of_tables = self.n_rows, self.d_table, self.ngram_dropout
+        if self.n_gram == 1 and any(of_tables):
+            raise ValueError(f"n_gram 1 has no tables: n_rows, d_table and ngram_dropout must be 0, not {of_tables}")
+        least_rows = int(self.n_gram > 1)
+        for name, least in (("n_layer", 0), ("n_gram", 1), ("n_rows", least_rows), ("d_table", least_rows)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not 0 <= self.ngram_dropout < 1:
@@ -76,15 +81,16 @@ def ngram_rows(tokens, n_gram, vocab_size, n_rows):
 
 
 class NgramGPT(nn.Module):
-    """Blocks of Part 3 on top of token and n-gram vectors. The head starts at zero, so the first loss is ln V exactly."""
+    """Part 3's blocks on token and n-gram vectors (n_gram 1: none). The head starts at zero: the first loss is ln V."""
 
     def __init__(self, config):
         super().__init__()
         self.config = config
         C = config.d_model
         self.token_embedding = nn.Embedding(config.vocab_size, C)
-        self.ngram_table = nn.Embedding((config.n_gram - 1) * config.n_rows, config.d_table)
-        self.widen = nn.Identity() if config.d_table == C else nn.Linear(config.d_table, C, bias=False)
+        if config.n_gram > 1:
+            self.ngram_table = nn.Embedding((config.n_gram - 1) * config.n_rows, config.d_table)
+            self.widen = nn.Identity() if config.d_table == C else nn.Linear(config.d_table, C, bias=False)
         self.blocks = nn.ModuleList(ModernBlock(config.block_config()) for _ in range(config.n_layer))
         for block in self.blocks:
             block.attention.dropout = 0.0  # on a CPU torch would leave its fused kernel for it
@@ -92,12 +98,15 @@ class NgramGPT(nn.Module):
         self.head = nn.Linear(C, config.vocab_size, bias=False)
         scaled_initialisation(self, max(config.n_layer, 1))
         nn.init.normal_(self.token_embedding.weight, 0, 0.5)
-        nn.init.zeros_(self.ngram_table.weight)
+        if config.n_gram > 1:
+            nn.init.zeros_(self.ngram_table.weight)
         nn.init.zeros_(self.head.weight)
 
     def embed(self, tokens):
         """Token vectors plus what the n-grams that end there add. tokens: (B, T). Returns (B, T, C)."""
         config = self.config
+        if config.n_gram == 1:
+            return self.token_embedding(tokens)
         rows = self.ngram_table(ngram_rows(tokens, config.n_gram, config.vocab_size, config.n_rows))  # (B, T, N-1, d_table)
         if self.training and config.ngram_dropout:
             kept = torch.rand(rows.shape[:3], device=rows.device) >= config.ngram_dropout
@@ -117,20 +126,29 @@ class NgramGPT(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
 
-def speedrun_optimizers(model, lr, embedding_lr, table_lr):
-    """AdamW and, for the blocks' matrices, Muon; nothing decays. A row that few batches touch wants a high rate.
+def speedrun_optimizers(model, lr, embedding_lr, table_lr=None, optimizer="muon"):
+    """What trains the matrices of the blocks ("muon" or "adamw"), and AdamW for the rest; nothing decays.
 
-    lr: Muon's; table_lr: the n-gram tables'; embedding_lr: all else's. "initial_lr" keeps a group's, for a schedule.
+    lr: of the blocks' matrices; table_lr: the n-gram tables', a row that few batches touch wants a high one; embedding_lr:
+    all else's. "initial_lr" keeps a group's, for a schedule. AdamW alone takes nanoGPT's betas for small batches. ValueError
+    for another optimizer, or for tables without a rate.
     """
+    if optimizer not in ("muon", "adamw"):
+        raise ValueError(f"optimizer must be muon or adamw, not {optimizer}")
+    if (table_lr is None) != (model.config.n_gram == 1):
+        raise ValueError(f"table_lr goes with tables, and n_gram is {model.config.n_gram}: it must not be {table_lr}")
     matrices = [weight for weight in model.blocks.parameters() if weight.ndim == 2]
-    taken = {id(weight) for weight in (*matrices, model.ngram_table.weight)}
-    groups = [{"params": [weight for weight in model.parameters() if id(weight) not in taken], "lr": embedding_lr},
-              {"params": [model.ngram_table.weight], "lr": table_lr}]
-    optimizers = [torch.optim.AdamW(groups, betas=(0.8, 0.95), weight_decay=0.0, fused=True)]
-    if matrices:
+    tables = [] if table_lr is None else [model.ngram_table.weight]
+    taken = {id(weight) for weight in (*matrices, *tables)}
+    groups = [([weight for weight in model.parameters() if id(weight) not in taken], embedding_lr), (tables, table_lr)]
+    if optimizer == "adamw":
+        groups.append((matrices, lr))
+    optimizers = [torch.optim.AdamW([{"params": weights, "lr": rate} for weights, rate in groups if weights],
+                                    betas=(0.8, 0.95) if optimizer == "muon" else (0.9, 0.99), weight_decay=0.0, fused=True)]
+    if matrices and optimizer == "muon":
         optimizers.append(Muon(matrices, lr=lr, weight_decay=0.0))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
+    for each in optimizers:
+        for group in each.param_groups:
             group["initial_lr"] = group["lr"]
     return optimizers
 

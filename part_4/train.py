@@ -5,9 +5,9 @@
     python3 part_4/train.py --data big.txt --preset gpt2-124m           GPT-2's size: needs a GPU
     torchrun --nproc_per_node=8 part_4/train.py --parallel fsdp         several processes, each with a share of the batch
 
-The run directory (--out) then holds config.json, metrics.jsonl, samples.jsonl, tensorboard/, the last checkpoints and best.pt,
-and summary.json. A signal (Ctrl-C, SIGTERM) saves and ends; after a kill --resume auto goes on from the newest sound
-checkpoint, and the final weights are the same bit for bit.
+The run directory (--out) then holds config.json, metrics.jsonl, samples.jsonl, tensorboard/, the last checkpoints and
+best.pt, and summary.json. A signal (Ctrl-C, SIGTERM) saves and ends; after a kill --resume auto goes on from the newest
+sound checkpoint, and the final weights are the same bit for bit.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -127,7 +127,7 @@ def train(config, device, dtype, process, stop):
                 give_second_name(path, out / "best.pt")
     elif process.is_main and (previous := start_run(config)):
         say(f"the run that was in {out} is now in {previous}")
-    del resumed
+    resumed = None  # it holds the weights a second time
     logger = RunLogger(out if process.is_main else None, config, now.step, config.wandb)
 
     def save(is_best):
@@ -200,7 +200,8 @@ def train(config, device, dtype, process, stop):
     bar.close()
     if now.step < config.steps:
         logger.close()
-        say(f"stopped at step {now.step}{', which is saved' if now.step else ''}; go on with the same command and --resume auto")
+        saved_too = ", which is saved" if now.step else ""
+        say(f"stopped at step {now.step}{saved_too}; go on with the same command and --resume auto")
         sys.exit(128 + (stop.signal or 15))  # as the shell would call it; another process may have got the signal
 
     tokens = val_tokens[:config.eval_tokens]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from part_0.cli import QUICK_HELP, InputError, check_positive, option
+from part_2.byte_tokenizer import N_BYTES
 from part_3 import train as part_3_train
 from part_4.distributed import PARALLEL
 from part_4.lr_schedule import SCHEDULES
@@ -17,18 +18,18 @@ MAY_CHANGE = {  # flags that a resumed run may give anew: none of them decides w
     "micro_batch_size", "parallel", "compile", "activation_checkpointing", "wandb", "max_skips", "eval_tokens"}
 PRESETS = {
     "laptop": {},
-    # GPT-2 small (Radford et al. 2019), with Llama's pieces; half a million tokens a step, as in Brown et al. 2020, table 2.1
+    # GPT-2 small (Radford et al. 2019), with Llama's pieces; half a million tokens a step (Brown et al. 2020, table 2.1)
     "gpt2-124m": dict(
-        vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_kv_head=12, d_model=768, tie_embeddings=True,
-        batch_size=512, micro_batch_size=16, steps=19000, lr=6e-4, min_lr=6e-5, warmup_steps=700, beta2=0.95,
-        eval_every=250, save_every=1000),
+        dropout=0.0, vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_kv_head=12, d_model=768,
+        tie_embeddings=True, batch_size=512, micro_batch_size=16, steps=19000, lr=6e-4, min_lr=6e-5, warmup_steps=700,
+        beta2=0.95, eval_every=250, save_every=1000),
     # The shapes of Llama 3.2 1B (its model card) and Llama 3.1 8B (Grattafiori et al. 2024, table 3), half their vocabulary
     "llama-1b": dict(
-        vocab_size=65536, block_size=4096, n_layer=16, n_head=32, n_kv_head=8, d_model=2048, d_hidden=8192,
+        dropout=0.0, vocab_size=65536, block_size=4096, n_layer=16, n_head=32, n_kv_head=8, d_model=2048, d_hidden=8192,
         rope_base=500000.0, tie_embeddings=True, batch_size=256, micro_batch_size=4, steps=25000, lr=4e-4, min_lr=4e-5,
         warmup_steps=2000, beta2=0.95, eval_every=500, save_every=1000, activation_checkpointing=True),
     "llama-8b": dict(
-        vocab_size=65536, block_size=8192, n_layer=32, n_head=32, n_kv_head=8, d_model=4096, d_hidden=14336,
+        dropout=0.0, vocab_size=65536, block_size=8192, n_layer=32, n_head=32, n_kv_head=8, d_model=4096, d_hidden=14336,
         rope_base=500000.0, batch_size=512, micro_batch_size=1, steps=40000, lr=3e-4, min_lr=3e-5, warmup_steps=2000,
         beta2=0.95, eval_every=500, save_every=500, activation_checkpointing=True),
 }
@@ -50,6 +51,7 @@ class Config(part_3_train.Config):
     n_head: int = option(6, "attention heads")
     d_hidden: int | None = option(None, "width of the feed-forward layer; 8/3 of d_model if left out")
     qk_norm: bool = option(True, "RMSNorm on queries and keys")
+    dropout: float = option(0.2, "dropout probability; 0 for a text that is not read more than a few times")
     optimizer: str = option("adamw", "AdamW, or Muon for the hidden matrices with AdamW for the rest; Muon wants some four "
                             "times AdamW's --lr", OPTIMIZERS)
     schedule: str = option("cosine", "the learning rate's course after the warm-up", tuple(SCHEDULES))
@@ -73,6 +75,8 @@ class Config(part_3_train.Config):
     def __post_init__(self):
         super().__post_init__()
         check_positive(self, "max_skips", "eval_windows", "save_every", "keep_last")
+        if self.vocab_size <= N_BYTES:
+            raise InputError(f"--vocab_size must be above {N_BYTES}, the bytes, for a special token, not {self.vocab_size}")
         if self.eval_tokens <= self.block_size:
             raise InputError(f"--eval_tokens must be above --block_size {self.block_size}, not {self.eval_tokens}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:

@@ -4,9 +4,9 @@
     python3 part_4/train_tokenizer.py --data big.txt --vocab_size 32000 --n_process 8
     python3 part_4/train.py --tokenizer part_4/runs/tokenizer/tokenizer.tiktoken
 
---out then holds tokenizer.tiktoken, tokenizer.json and summary.json, and --tokens the shards, where part_4/train.py finds them.
-The file is streamed, so it may be larger than memory. Merges are learnt from the training part alone; the last
-tenth of the text stays unseen.
+--out then holds tokenizer.tiktoken, tokenizer.json and summary.json, and --tokens the shards, where part_4/train.py finds
+them. The file is streamed, so it may be larger than memory. Merges are learnt from the training part alone; the last tenth
+of the text stays unseen.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 

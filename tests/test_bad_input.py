@@ -9,7 +9,8 @@ from tests.repository import ROOT, SCRIPTS, module_of, relative
 
 SIZES = {"steps", "batch_size", "block_size", "n_layer", "n_head", "d_model", "n_tokens", "n_positions", "n_batches",
          "n_examples", "n_queries", "n_seed", "n_new", "n_bars", "n_samples", "n_bytes", "lr", "max_width", "n_windows",
-         "n_streams", "stride", "factor", "threads", "n_prompt", "n_rounds"}
+         "n_streams", "stride", "factor", "threads", "n_prompt", "n_rounds", "n_kills", "n_steps", "n_process", "n_micro",
+         "micro_batch_size", "max_skips", "eval_windows", "save_every", "keep_last", "n_eval", "target", "budget"}
 SPECIAL = [  # script, flags, what the line must say
     ("part_1/demo_positional_encoding.py", ["--d_model", "7"], "even"),
     ("part_1/demo_visualize_multi_head.py", ["--d_model", "30"], "divisible"),
@@ -59,6 +60,29 @@ SPECIAL = [  # script, flags, what the line must say
     ("part_3/demo_generate.py", ["--temperature", "-1"], "temperature"),
     ("part_3/demo_generate.py", ["--checkpoint", "{tmp}/none.pt"], "python3 part_3/train.py"),
     ("part_3/demo_cache_lab.py", ["--sinks", "9"], "sinks"),
+    ("part_4/train.py", ["--data", "{tmp}/missing.txt"], "neither a file nor"),
+    ("part_4/train.py", ["--data", "{tmp}/empty.txt"], "no text"),
+    ("part_4/train.py", ["--data", "{tmp}/short.txt"], "too short"),
+    ("part_4/train.py", ["--tokenizer", "{tmp}/none.tiktoken"], "python3 part_4/train_tokenizer.py"),
+    ("part_4/train.py", ["--tokenizer", "{tmp}/binary"], "NAME.tiktoken"),
+    ("part_4/train.py", ["--resume", "yes", "--out", "{tmp}/none"], "no checkpoint"),
+    ("part_4/train.py", ["--resume", "perhaps"], "perhaps"),
+    ("part_4/train.py", ["--preset", "gpt5"], "gpt5"),
+    ("part_4/train.py", ["--optimizer", "sgd"], "sgd"),
+    ("part_4/train.py", ["--schedule", "step"], "step"),
+    ("part_4/train.py", ["--parallel", "ddp"], "torchrun"),
+    ("part_4/train.py", ["--micro_batch_size", "3"], "divide"),
+    ("part_4/train.py", ["--vocab_size", "100"], "vocab"),
+    ("part_4/train.py", ["--eval_tokens", "16"], "eval_tokens"),
+    ("part_4/train.py", ["--wandb"], "pip install wandb"),
+    ("part_4/train_tokenizer.py", ["--data", "{tmp}/missing.txt"], "neither a file nor"),
+    ("part_4/train_tokenizer.py", ["--vocab_size", "200"], "vocab_size"),
+    ("part_4/train_tokenizer.py", ["--special_tokens", "a b"], "whitespace"),
+    ("part_4/demo_training_run.py", ["--run", "{tmp}/none"], "python3 part_4/train.py"),
+    ("part_4/demo_checkpoint.py", ["--n_saves", "99"], "n_saves"),
+    ("part_4/demo_scaling.py", ["--mfu", "2"], "mfu"),
+    ("part_4/demo_speedrun.py", ["--data", "{tmp}/empty.txt"], "no text"),
+    ("part_4/demo_throughput.py", ["--n_micro", "5"], "divide"),
 ]
 
 

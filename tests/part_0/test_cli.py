@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from part_0.cli import InputError, check_positive, command_line, option, parse_config, run_script
+from part_0.cli import InputError, changed_defaults, check_positive, command_line, option, parse_config, run_script
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,61 @@ def repeated(config):
 
 # Texts that do not start with "-" (argparse takes those for flags), and no value that --quick would have to undo.
 texts = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).filter(lambda text: text[0] != "-")
+
+
+@dataclass(frozen=True)
+class Sized(Config):
+    preset: str = option("small", "sizes that go together", ("small", "large", "wide"))
+    PRESETS: ClassVar[dict] = dict(small={}, large=dict(steps=9000, lr=0.5, n_kv_head=8),
+                                   wide=dict(shape="square", tied=False))
+
+
+def sized(line):
+    return parse_config(Sized, "a script", shlex.split(line))
+
+
+def test_a_preset_changes_defaults_and_an_explicit_flag_wins_on_either_side():
+    assert sized("") == sized("--preset small") == Sized()
+    assert sized("--preset large") == Sized(steps=9000, lr=0.5, n_kv_head=8, preset="large")
+    for line in ("--preset large --steps 200", "--steps 200 --preset large"):  # though 200 is the field's own default
+        assert sized(line) == Sized(steps=200, lr=0.5, n_kv_head=8, preset="large")
+    assert sized("--preset wide --tied") == Sized(shape="square", tied=True, preset="wide")
+
+
+def test_quick_wins_over_a_preset_and_a_flag_over_both():
+    assert sized("--preset large --quick") == Sized(steps=5, lr=0.5, n_kv_head=8, data="tiny", tied=False, quick=True,
+                                                    preset="large")
+    assert sized("--preset large --quick --steps 7").steps == 7
+
+
+def test_one_preset_leaves_the_next_command_line_alone():
+    sized("--preset large")
+    assert sized("") == Sized()
+
+
+def test_changed_defaults_are_the_preset_s_then_quick_s():
+    assert changed_defaults(Sized, dict(preset="large", quick=False)) == dict(steps=9000, lr=0.5, n_kv_head=8)
+    assert changed_defaults(Sized, dict(preset="large", quick=True)) == dict(steps=5, lr=0.5, n_kv_head=8, data="tiny",
+                                                                             tied=False)
+    assert changed_defaults(Config, dict(quick=False)) == {}
+    assert Sized.PRESETS["large"] == dict(steps=9000, lr=0.5, n_kv_head=8)  # and the class keeps its own
+
+
+@pytest.mark.parametrize("line, command", [
+    ("--preset large", "--preset large"), ("--preset large --steps 200", "--steps 200 --preset large"),
+    ("--preset large --steps 9000", "--preset large"), ("--preset wide --tied", "--tied --preset wide"),
+    ("--preset large --quick --data tinyworld", "--data tinyworld --quick --preset large")])
+def test_the_command_of_a_preset_shows_only_what_differs_from_it_and_repeats(line, command):
+    words = shlex.split(command_line("part_0/demo.py", sized(line)))
+    assert words == ["python3", "part_0/demo.py", *command.split()]
+    assert parse_config(Sized, "a script", words[2:]) == sized(line)
+
+
+def test_an_unknown_preset_is_refused_by_name(capsys):
+    with pytest.raises(SystemExit) as exit:
+        sized("--preset huge")
+    error = capsys.readouterr().err
+    assert exit.value.code == 2 and "huge" in error and "large" in error and error.count("\n") == 1
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,6 +1,8 @@
 """Devices and precisions are refused by name, autocast changes the arithmetic, seeds and states repeat numbers."""
 
 import random
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from part_0.device import (
     describe,
     fused_attention,
     grad_scaler,
+    peak_memory,
     pick_device,
     pick_precision,
     rng_state,
@@ -24,6 +27,7 @@ from part_0.device import (
     synchronize,
 )
 from part_2.checkpoint import load_checkpoint, save_checkpoint
+from tests.repository import ROOT
 
 CPU = torch.device("cpu")
 
@@ -176,3 +180,36 @@ def test_an_x86_processor_that_only_emulates_bf16_does_not_count_as_having_it(mo
     monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
     assert not device_module.cpu_has_bf16()
+
+
+@pytest.mark.skipif(device_module.resource is None, reason="Windows has no getrusage")
+def test_the_peak_of_memory_rises_with_what_is_held_and_never_falls():
+    # In a process of its own, whose peak is not long past: 256 MiB more, every page of them written to.
+    script = ("import torch; from part_0.device import peak_memory; cpu = torch.device('cpu');"
+              "before = peak_memory(cpu); large = torch.ones(2**26); during = peak_memory(cpu); del large;"
+              "print(before, during, peak_memory(cpu))")
+    child = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
+    before, during, after = map(int, child.stdout.split())
+    assert 2**27 < during - before < 2**29 and after >= during and 2**25 < before < 2**33
+
+
+def test_the_peak_is_in_bytes_whatever_the_system_counts_in(monkeypatch):
+    class Resource:
+        RUSAGE_SELF = 0
+
+        @staticmethod
+        def getrusage(who):
+            return type("Usage", (), dict(ru_maxrss=3000))
+
+    monkeypatch.setattr(device_module, "resource", Resource)
+    for system, expected in (("Linux", 3000 * 1024), ("Darwin", 3000)):
+        monkeypatch.setattr("platform.system", lambda system=system: system)
+        assert peak_memory(CPU) == expected
+    monkeypatch.setattr(device_module, "resource", None)
+    assert peak_memory(CPU) is None
+
+
+def test_on_a_gpu_the_peak_is_that_of_its_own_memory(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123)
+    monkeypatch.setattr(torch.mps, "driver_allocated_memory", lambda: 456)
+    assert (peak_memory(torch.device("cuda")), peak_memory(torch.device("mps"))) == (123, 456)

@@ -10,7 +10,7 @@ from torch import nn
 
 from part_1.positional_encoding import sinusoidal_table
 from part_2.gpt import GPT, GPTConfig
-from part_3.modern_gpt import ModernGPT, ModernGPTConfig, reread
+from part_3.modern_gpt import ModernGPT, ModernGPTConfig, attention_maps, reread
 
 SHAPE = dict(vocab_size=40, block_size=16, n_layer=3, n_head=4, d_model=24)
 SWITCHED_BACK = dict(norm="layernorm", positions="learned", mlp="gelu", bias=True)
@@ -296,3 +296,41 @@ def test_a_static_cache_needs_a_capacity():
 def test_the_eps_of_the_config_is_that_of_every_norm():
     model = ModernGPT(ModernGPTConfig(50, 16, 1, 2, 8, norm_eps=1e-2, qk_norm=True))
     assert {module.eps for module in model.modules() if hasattr(module, "eps")} == {1e-2}
+
+
+@pytest.mark.parametrize("options", [dict(), dict(n_kv_head=2), dict(qk_norm=True), dict(positions="none"),
+                                     dict(window=4, sinks=2), dict(n_kv_head=1, window=3, qk_norm=True)], ids=str)
+def test_attention_maps_are_the_softmax_of_the_scores_and_give_the_output(options):
+    model = make_model(**options)
+    maps = attention_maps(model, TOKENS)
+    assert len(maps) == 3 and all(layer.shape == (2, 4, 16, 16) for layer in maps)
+    i, j = torch.arange(16)[:, None], torch.arange(16)[None]
+    seen = (j <= i) & ((i - j < options.get("window", 16)) | (j < options.get("sinks", 0)))
+    with torch.no_grad():
+        x = model.token_embedding(TOKENS)
+        for block, weights in zip(model.blocks, maps):
+            query, key, value = block.attention.queries_keys_values(block.norm_1(x))
+            if model.config.positions == "rope":
+                # Pairs (d, d + 3) turned by the position times 10000^(-2d/6), as complex numbers.
+                turn = torch.polar(torch.ones(16, 3), torch.arange(16.0)[:, None] * 10000 ** (-torch.arange(3.0) / 3))
+                query, key = (torch.complex(part[..., :3], part[..., 3:]) * turn for part in (query, key))
+                query, key = (torch.cat((part.real, part.imag), dim=-1) for part in (query, key))
+            head = torch.arange(4) // (4 // key.shape[1])  # the key-value head that each query head looks at
+            scores = torch.einsum("bhid,bhjd->bhij", query, key[:, head]) / math.sqrt(6)
+            expected = scores.masked_fill(~seen, -math.inf).softmax(-1)
+            assert torch.allclose(weights, expected, atol=1e-5)
+            heads = torch.einsum("bhij,bhjd->bihd", weights, value[:, head]).flatten(2)
+            x = x + heads @ block.attention.project.weight.T
+            x = x + block.feed_forward(block.norm_2(x))
+        assert torch.allclose(model.head(model.norm(x)), model(TOKENS), atol=1e-4)
+
+
+def test_looking_at_attention_changes_nothing_and_draws_nothing():
+    model = make_model(dropout=0.5).train()
+    state = torch.get_rng_state()
+    maps = attention_maps(model, TOKENS)
+    assert torch.equal(torch.get_rng_state(), state) and model.training
+    assert all(torch.equal(first, again) for first, again in zip(maps, attention_maps(model.eval(), TOKENS)))
+    assert not model.training and not any(block.attention._forward_pre_hooks for block in model.blocks)
+    model(TOKENS).sum().backward()
+    assert model.head.weight.grad is not None

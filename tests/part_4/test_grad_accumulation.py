@@ -1,0 +1,151 @@
+"""Micro-batches add up to the batch: the same loss and gradient, however it is divided and whatever is masked."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from part_3.modern_gpt import ModernGPT, ModernGPTConfig
+from part_4.grad_accumulation import accumulate_gradients
+
+V = 30
+
+
+def batch(B=8, T=16, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randint(V, (B, T), generator=generator) for _ in range(2))
+
+
+def make_model():
+    torch.manual_seed(0)
+    model = ModernGPT(ModernGPTConfig(V, 16, 1, 2, 16))
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, 0.0, 0.2)
+    return model
+
+
+def in_one(inputs, targets, ignore_index=-100):
+    """Loss and gradients of the whole batch at once, by torch's own mean."""
+    model = make_model()
+    loss = F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten(), ignore_index=ignore_index)
+    loss.backward()
+    return loss.item(), gradients(model)
+
+
+def gradients(model):
+    return torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
+
+
+def unevenly_masked(targets, ignore_index=-100):
+    """Row i keeps its last i + 1 targets; the first row none."""
+    targets = targets.clone()
+    for i, row in enumerate(targets):
+        row[:len(row) - i] = ignore_index
+    return targets
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("n_micro", [1, 2, 4, 8])
+def test_micro_batches_give_the_gradient_and_the_loss_of_the_whole_batch(n_micro, masked):
+    inputs, targets = batch()
+    targets = unevenly_masked(targets) if masked else targets
+    expected, grad = in_one(inputs, targets)
+    model = make_model()
+    loss = accumulate_gradients(model, inputs, targets, n_micro)
+    assert loss.item() == pytest.approx(expected, rel=1e-6) and not loss.requires_grad and loss.shape == ()
+    assert (gradients(model) - grad).abs().max() <= 1e-6 * grad.abs().max()
+
+
+def test_the_mean_of_the_micro_batches_means_would_be_something_else():
+    inputs, targets = batch()
+    targets = unevenly_masked(targets)
+    expected, grad = in_one(inputs, targets)
+    model, means = make_model(), []
+    for x, y in zip(inputs.chunk(2), targets.chunk(2)):
+        mean = F.cross_entropy(model(x).flatten(0, 1), y.flatten()) / 2
+        mean.backward()
+        means.append(mean.item())
+    assert abs(sum(means) - expected) > 0.01
+    assert (gradients(model) - grad).norm() > 0.1 * grad.norm()
+
+
+def test_two_masked_micro_batches_by_hand():
+    # Logits are the weight's rows, three classes. Row 0 keeps one target of two, row 1 both: N = 3.
+    # At weight 0 each loss is ln 3 and its gradient (1/3, 1/3, 1/3) less 1 at the target, over 3.
+    embedding = nn.Embedding(3, 3)
+    nn.init.zeros_(embedding.weight)
+    inputs, targets = torch.tensor([[0, 1], [0, 0]]), torch.tensor([[2, -100], [2, 1]])
+    assert accumulate_gradients(embedding, inputs, targets, 2).item() == pytest.approx(math.log(3))
+    # Row 0 of the weight: targets 2, 2, 1, so (3/3, 3/3 - 1, 3/3 - 2) / 3. Row 1 has no target that counts.
+    assert embedding.weight.grad.flatten().tolist() == pytest.approx([1 / 3, 0, -1 / 3, 0, 0, 0, 0, 0, 0], abs=1e-6)
+
+
+def test_gradients_are_added_to_those_that_are_there():
+    inputs, targets = batch()
+    model = make_model()
+    accumulate_gradients(model, inputs, targets, 2)
+    once = gradients(model)
+    accumulate_gradients(model, inputs, targets, 4)
+    assert torch.allclose(gradients(model), 2 * once, rtol=1e-4, atol=1e-7)
+
+
+def test_a_micro_batch_without_any_target_adds_nothing():
+    inputs, targets = batch(B=4)
+    targets[2:] = -100
+    expected, grad = in_one(inputs[:2], targets[:2])
+    model = make_model()
+    assert accumulate_gradients(model, inputs, targets, 2).item() == pytest.approx(expected, rel=1e-6)
+    assert torch.allclose(gradients(model), grad, atol=1e-6)
+
+
+def test_another_ignore_index():
+    inputs, targets = batch()
+    targets = unevenly_masked(targets, ignore_index=V + 5)
+    expected, grad = in_one(inputs, targets, V + 5)
+    model = make_model()
+    loss = accumulate_gradients(model, inputs, targets, 4, ignore_index=V + 5)
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    assert torch.allclose(gradients(model), grad, atol=1e-6)
+
+
+@pytest.mark.parametrize("n_micro", [3, 5, 16, 0, -2])
+def test_a_batch_that_cannot_be_divided_is_refused_with_both_numbers(n_micro):
+    model = make_model()
+    with pytest.raises(ValueError, match=f"batch of 8 .* {n_micro} micro-batches"):
+        accumulate_gradients(model, *batch(), n_micro)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_batch_without_any_target_is_refused():
+    inputs, targets = batch()
+    with pytest.raises(ValueError, match="every target is ignore_index -100"):
+        accumulate_gradients(make_model(), inputs, torch.full_like(targets, -100), 2)
+    with pytest.raises(ValueError, match="every target is ignore_index 7"):
+        accumulate_gradients(make_model(), inputs, torch.full_like(targets, 7), 2, ignore_index=7)
+
+
+@pytest.mark.parametrize("n_micro", [1, 4])
+def test_a_scaler_scales_the_gradients_and_gives_them_back_but_not_the_loss(n_micro):
+    inputs, targets = batch()
+    expected, grad = in_one(inputs, targets)
+    model, scaler = make_model(), torch.amp.GradScaler("cpu", init_scale=2.0**10)
+    assert accumulate_gradients(model, inputs, targets, n_micro, scaler=scaler).item() == pytest.approx(expected, rel=1e-6)
+    assert torch.allclose(gradients(model) / 2**10, grad, atol=1e-6) and gradients(model).norm() > 100 * grad.norm()
+    scaler.unscale_(torch.optim.SGD(model.parameters(), lr=1.0))
+    assert torch.allclose(gradients(model), grad, atol=1e-6)
+
+
+def test_the_matrix_products_run_in_the_precision_asked_for_and_the_loss_in_fp32():
+    inputs, targets = batch()
+    model, seen = make_model(), []
+    model.head.register_forward_hook(lambda module, arguments, result: seen.append(result))
+    loss = accumulate_gradients(model, inputs, targets, 2, torch.bfloat16)
+    expected, grad = in_one(inputs, targets)
+    assert [logits.dtype for logits in seen] == [torch.bfloat16] * 2 and loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected, rel=0.01)
+    # From these rounded logits on nothing is rounded any more.
+    rounded = F.cross_entropy(torch.cat(seen).double().flatten(0, 1), targets.flatten()).item()
+    assert loss.item() == pytest.approx(rounded, rel=1e-6)
+    assert (gradients(model) - grad).norm() < 0.05 * grad.norm()
