@@ -16,8 +16,8 @@ from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, figure_path, plt, save_f
 from part_3.modern_gpt import ModernGPT
 from part_4.run_logger import step_flops
 from part_4.scaling_costs import GPU_BYTES, training_days, training_memory
-from part_4.train_config import PRESETS
-from part_4.train_config import Config as TrainConfig
+from part_4.run_config import PRESETS
+from part_4.run_config import Config as TrainConfig
 
 PLANS = {"gpt2-124m": (1, 8), "llama-1b": (1, 8, 64), "llama-8b": (1, 8, 64)}  # preset: numbers of GPUs
 

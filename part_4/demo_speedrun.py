@@ -47,8 +47,8 @@ class Recipe:
     decay: float = 1.0
 
 
-MODERN = Recipe("4 blocks, C=128", dict(block_size=64, n_layer=4, n_head=4, d_model=128), dict(lr=2e-3, embedding_lr=2e-3),
-                optimizer="adamw", precision="fp32", windows="random", batch_size=12, steps=650)
+MODERN = Recipe("4 blocks, C=128", dict(block_size=64, n_layer=4, n_head=4, d_model=128), dict(lr=4e-3, embedding_lr=4e-3),
+                optimizer="adamw", precision="fp32", windows="random", batch_size=12, steps=700)
 BF16 = replace(MODERN, name="+ bf16", precision="auto")
 MUON = replace(BF16, name="+ Muon, 32 shuffled windows", optimizer="muon", rates=dict(lr=0.01, embedding_lr=0.01),
                windows="shuffled", batch_size=32, steps=130)
@@ -142,8 +142,8 @@ def draw(runs, config):
             bars.text(result["seconds"], i, f" {result['seconds']:.3g} s{', missed' if missed else ''}", va="center")
     curves.set(xlabel="training time (seconds)", ylabel="validation loss (nats per character)",
                title=f"{last['params']:,} weights, {last['steps']:,} steps")
-    caption = (f"From ln V = {evaluations[0]['val_loss']:.2f} at the start, which is not drawn, to {last['val_loss']:.3f} nats "
-               f"a character after {last['seconds']:.2f} s and {last['tokens']:,} characters")
+    caption = (f"From ln V = {evaluations[0]['val_loss']:.2f} at the start, which is not drawn, to {last['val_loss']:.3f} "
+               f"nats a character after {last['seconds']:.2f} s and {last['tokens']:,} characters")
     if config.budget is None:
         curves.axhline(config.target, color=BLACK, linestyle="--")
         caption += f"; dashed: the target, {config.target:g}"

@@ -88,7 +88,8 @@ def main(config):
     ax.set(xlabel="milliseconds a step", ylabel="precision")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
     print(save_figure(
-        fig, figure_path(__file__, "throughput", config.quick), title=f"A training step of a small Llama on {describe(device)}",
+        fig, figure_path(__file__, "throughput", config.quick),
+        title=f"A training step of a small Llama on {describe(device)}",
         caption=f"{n_tokens:,} tokens a step: {', '.join(found)}. Dashed: the time that the step's FLOPs would take at the "
                 "speed of the fastest matrix product in that precision. Reduced precision shortens the products; "
                 "normalisation, element-wise work and the loss are bound by memory and stay.",

@@ -16,7 +16,7 @@ from typing import ClassVar
 from part_0.cli import QUICK_HELP, InputError, command_line, option, run_script
 from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, RED, SKY, figure_path, plt, save_figure
 from part_2.run_directory import read_records
-from part_4.train_config import RUNS
+from part_4.run_config import RUNS
 
 
 @dataclass(frozen=True)

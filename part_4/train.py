@@ -23,8 +23,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 from part_0.cli import InputError, run_script
-from part_0.device import (grad_scaler, peak_memory, pick_device, pick_precision, rng_state, set_rng_state, set_seed,
-                           synchronize)
+from part_0.device import (grad_scaler, peak_memory, pick_device, pick_precision, rng_state, set_rng_state, set_seed)
 from part_0.roofline import matmul_peak
 from part_2.evaluate import figures_of_merit, split_losses, windows_loss
 from part_2.run_directory import cut_records, start_run
@@ -41,7 +40,7 @@ from part_4.run_corpus import make_corpus
 from part_4.prepare_data import open_tokens
 from part_4.run_logger import RunLogger, load_wandb, step_flops, update_ratio
 from part_4.token_dataset import get_batch
-from part_4.train_config import MAY_CHANGE, Config
+from part_4.run_config import MAY_CHANGE, Config
 
 
 @dataclasses.dataclass

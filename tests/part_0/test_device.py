@@ -184,13 +184,13 @@ def test_an_x86_processor_that_only_emulates_bf16_does_not_count_as_having_it(mo
 
 @pytest.mark.skipif(device_module.resource is None, reason="Windows has no getrusage")
 def test_the_peak_of_memory_rises_with_what_is_held_and_never_falls():
-    # In a process of its own, whose peak is not long past: 256 MiB more, every page of them written to.
+    # In a process of its own, with 256 MiB more than its peak so far (on Linux that begins with the peak of its parent).
     script = ("import torch; from part_0.device import peak_memory; cpu = torch.device('cpu');"
-              "before = peak_memory(cpu); large = torch.ones(2**26); during = peak_memory(cpu); del large;"
+              "before = peak_memory(cpu); large = torch.ones((before + 2**28) // 4); during = peak_memory(cpu); del large;"
               "print(before, during, peak_memory(cpu))")
     child = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
     before, during, after = map(int, child.stdout.split())
-    assert 2**27 < during - before < 2**29 and after >= during and 2**25 < before < 2**33
+    assert 2**27 < during - before < 2**30 and after >= during and 2**25 < before < 2**33
 
 
 def test_the_peak_is_in_bytes_whatever_the_system_counts_in(monkeypatch):

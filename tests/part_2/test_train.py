@@ -13,6 +13,7 @@ from part_2 import train
 from part_2.checkpoint import load_checkpoint, load_model
 from part_2.gpt import GPT, GPTConfig
 from part_2.loss import cross_entropy
+from part_2.run_directory import append_record, start_run
 
 TINY = dict(steps=12, batch_size=4, block_size=16, n_layer=1, n_head=2, d_model=16, warmup_steps=2, eval_every=4,
             log_every=1, device="cpu", precision="fp32")
@@ -295,6 +296,24 @@ def test_an_earlier_run_in_the_same_place_is_kept_aside(text, tmp_path):
     assert json.loads((out / "config.json").read_text())["seed"] == 5
     train.main(config(text, out, seed=6))  # of earlier runs the last one is kept
     assert json.loads((tmp_path / "run.previous" / "config.json").read_text())["seed"] == 5
+
+
+def test_a_run_cut_off_before_its_first_checkpoint_pushes_no_finished_run_out_of_its_place(text, tmp_path):
+    out = tmp_path / "run"
+    train.main(config(text, out))
+    finished = (out / "last.pt").read_bytes()
+    start_run(config(text, out, seed=5))  # moves it aside, and is cut off
+    append_record(out, "metrics.jsonl", {"step": 0, "loss": 99.0})
+    (out / "notes.txt").write_text("mine")
+    assert start_run(config(text, out, seed=6)) is None
+    assert (tmp_path / "run.previous" / "last.pt").read_bytes() == finished
+    assert not (out / "metrics.jsonl").exists() and (out / "notes.txt").exists()  # what is not a run's own stays
+
+
+def test_a_folder_that_is_no_run_is_not_moved(text, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.pt").touch()
+    assert start_run(config(text, tmp_path / "models")) is None and (tmp_path / "models" / "mine.pt").exists()
 
 
 def test_a_run_that_diverges_says_so(text, tmp_path):

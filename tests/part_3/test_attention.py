@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from part_1.multi_head import MultiHeadAttention
-from part_3.attention import Attention, grouped_attention
+from part_3 import attention
+from part_3.attention import Attention, grouped_attention, short_attention
 from part_3.rope import rotation
 from tests.part_3.llama_reference import explicit_attention, turn
 
@@ -176,3 +177,49 @@ def test_dropout_takes_weights_away_in_training_only(T):
     assert (weights == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
     assert torch.allclose(weights[weights != 0], torch.tensor(4 / 3))
     assert torch.allclose(attention.eval()(x, cache=UnitValues()) * 64, torch.ones(128, T, 128))
+
+
+@pytest.mark.parametrize("H_kv", [1, 2, 4])
+@pytest.mark.parametrize("T", [1, 5, 300])  # with 300 tokens and four heads a piece holds two rows of the batch
+def test_short_attention_equals_explicit_attention_forward_and_backward(H_kv, T):
+    torch.manual_seed(0)
+    mine = leaves((5, 4, T, 6), (5, H_kv, T, 6), (5, H_kv, T, 6))
+    other = [leaf.detach().clone().requires_grad_() for leaf in mine]
+    output, expected = short_attention(*mine), explicit_attention(*other, torch.ones(T, T).tril().bool())
+    assert torch.allclose(output, expected, atol=1e-5)
+    grad = torch.randn_like(output)
+    output.backward(grad)
+    expected.backward(grad)
+    for ours, theirs in zip(mine, other):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-4)
+
+
+def test_short_attention_drops_weights_and_makes_up_for_them():
+    torch.manual_seed(0)
+    query, key = torch.zeros(1, 1, 4000, 2), torch.zeros(1, 1, 4000, 2)  # all weights alike: token i gives each 1 / (i + 1)
+    heads = short_attention(query, key, torch.ones(1, 1, 4000, 1).expand(1, 1, 4000, 2), dropout=0.25)
+    # Each kept weight is 1 / 0.75 of what it was, so the sum of n of them is one on average, with variance (1/3) / n.
+    assert heads[0, 0, 2000:, 0].mean().item() == pytest.approx(1, abs=0.003)
+    assert heads[0, 0, 2000:, 0].std().item() == pytest.approx((1 / 3 / 3000) ** 0.5, rel=0.15)
+
+
+@pytest.mark.parametrize("T, dtype, grad, taken", [
+    (512, torch.bfloat16, True, True), (513, torch.bfloat16, True, False), (8, torch.float32, True, False),
+    (8, torch.bfloat16, False, False)])
+def test_short_attention_serves_training_in_bf16_on_short_texts_alone(T, dtype, grad, taken, monkeypatch):
+    calls = []
+    monkeypatch.setattr(attention, "short_attention", lambda *tensors: calls.append(1) or tensors[0])
+    tensors = [torch.zeros(1, 1, T, 2, dtype=dtype) for _ in range(3)]
+    with torch.set_grad_enabled(grad):
+        grouped_attention(*tensors, causal=True)
+        assert len(calls) == taken
+        grouped_attention(*tensors, mask=torch.ones(T, T, dtype=torch.bool))
+        assert len(calls) == taken  # a mask is not its business
+
+
+def test_short_attention_in_bf16_is_close_to_fp32():
+    torch.manual_seed(0)
+    tensors = [torch.randn(3, H, 128, 32) for H in (4, 2, 2)]
+    exact = explicit_attention(*tensors, torch.ones(128, 128).tril().bool())
+    rounded = short_attention(*(tensor.bfloat16() for tensor in tensors)).float()
+    assert (rounded - exact).abs().mean() / exact.abs().mean() < 0.01  # bf16 rounds by up to 1/256

@@ -8,7 +8,7 @@ import torch
 
 from part_0.cli import InputError, command_line, parse_config
 from part_3.modern_gpt import ModernGPT
-from part_4.train_config import MAY_CHANGE, PRESETS, Config
+from part_4.run_config import MAY_CHANGE, PRESETS, Config
 
 
 def parse(line):
