@@ -39,12 +39,13 @@ def n_processes(data):
     return os.cpu_count() if is_large else 1
 
 
-def make_corpus(config, resumed=None):
+def make_corpus(config, resumed=None, progress=lambda n_bytes: None):
     """Tokenizer and tokens of a run of part_4/train.py.
 
-    config: its flags; resumed: the checkpoint that it goes on from, whose tokenizer is taken. Returns (tokenizer, the folder
-    for `open_tokens`, SHA-256 of the text). InputError when a file is missing or no text, or when --tokenizer names another
-    one than the run was started with.
+    config: its flags; resumed: the checkpoint that it goes on from, whose tokenizer is taken; progress: is called with the
+    number of bytes just read, to learn a tokenizer or to encode. Returns (tokenizer, the folder for `open_tokens`, SHA-256
+    of the text). InputError when a file is missing or no text, or when --tokenizer names another one than the run was
+    started with.
     """
     if resumed:
         tokenizer = BPETokenizer.from_state(resumed["tokenizer"])
@@ -52,9 +53,9 @@ def make_corpus(config, resumed=None):
             raise InputError(f"{config.out} was started with another tokenizer than --tokenizer {config.tokenizer}: "
                              "start anew in another --out")
     elif config.tokenizer == "auto":
-        tokenizer, _ = learn_tokenizer(config.data, config.vocab_size, n_process=n_processes(config.data))
+        tokenizer, _ = learn_tokenizer(config.data, config.vocab_size, n_process=n_processes(config.data), counted=progress)
     else:
         tokenizer = BPETokenizer.load(config.tokenizer)
     folder = tokens_folder(config.tokens, config.data, tokenizer)
-    *_, data_hash = prepare(config.data, folder, tokenizer, n_process=n_processes(config.data))
+    *_, data_hash = prepare(config.data, folder, tokenizer, n_process=n_processes(config.data), progress=progress)
     return tokenizer, folder, data_hash

@@ -99,7 +99,9 @@ def train(config, device, dtype, process, stop):
         resumed, path, damages = load_newest(out)
         for damage in damages:
             say(f"{damage}; the one before it is used")
-    tokenizer, folder, data_hash = from_main(process, lambda: make_corpus(config, resumed))
+    quiet = None if process.is_main else True  # None: no bar where output is no terminal
+    with tqdm(desc="reading the text", unit="B", unit_scale=True, leave=False, disable=quiet) as bar:
+        tokenizer, folder, data_hash = from_main(process, lambda: make_corpus(config, resumed, bar.update))
     train_tokens, val_tokens = (open_tokens(folder, split, tokenizer) for split in ("train", "val"))
     val_batch = [part.to(device) for part in get_batch(val_tokens, 0, 0, config.eval_windows, config.block_size)]
 
@@ -140,7 +142,7 @@ def train(config, device, dtype, process, stop):
                 "model_config": dataclasses.asdict(model.config), "tokenizer": tokenizer.state()}, config.keep_last, is_best)
         now.save_seconds += time.perf_counter() - started
 
-    bar = tqdm(total=config.steps, initial=now.step, unit="step", disable=None if process.is_main else True)
+    bar = tqdm(total=config.steps, initial=now.step, unit="step", disable=quiet)
     saved = logged = now.step
     logged_seconds = now.seconds
     while True:
