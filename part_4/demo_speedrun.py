@@ -54,7 +54,7 @@ MUON = replace(BF16, name="+ Muon, 32 shuffled windows", optimizer="muon", rates
                windows="shuffled", batch_size=32, steps=130)
 FLAT = replace(MUON, name="2 blocks", shape=MUON.shape | dict(n_layer=2), steps=180)
 TABLES = replace(FLAT, name="+ n-gram tables", shape=FLAT.shape | dict(n_gram=4, n_rows=4608, d_table=32),
-                 rates=FLAT.rates | dict(table_lr=0.02), steps=75)
+                 rates=FLAT.rates | dict(table_lr=0.02), steps=80)
 SMALL = replace(TABLES, name="1 block, C=64, wide rows", rates=dict(lr=0.02, embedding_lr=0.02, table_lr=0.04), steps=50,
                 shape=TABLES.shape | dict(n_layer=1, n_head=2, d_model=64, d_table=64))
 SPRINT = replace(SMALL, name="higher rates, late decay", rates=dict(lr=0.03, embedding_lr=0.04, table_lr=0.04), decay=0.4)
