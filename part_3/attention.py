@@ -17,6 +17,7 @@ from part_1.single_head import scaled_dot_product_attention
 from part_3.rms_norm import RMSNorm
 from part_3.rope import rotate
 
+SHORT = 512  # tokens up to which `short_attention` is the faster one
 PIECE = 2**20  # weights held at a time by `short_attention`: 2 MiB in bf16, which stay in the processor's cache
 
 
@@ -51,7 +52,7 @@ def grouped_attention(query, key, value, mask=None, causal=False, dropout=0.0):
         # One token: the queries of a group can be treated as that many tokens, all seeing the same keys.
         groups = query.view(B, H_kv, H // H_kv, D)
         return fused_attention(groups, key, value, attn_mask=mask, dropout_p=dropout).reshape(B, H, T, D)
-    if (causal and mask is None and T <= 512 and torch.is_grad_enabled()
+    if (causal and mask is None and T <= SHORT and torch.is_grad_enabled()
             and query.device.type == "cpu" and query.dtype == torch.bfloat16):
         return short_attention(query, key, value, dropout)
     return fused_attention(query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal and mask is None,

@@ -3,12 +3,13 @@
 Trains a small Llama (6 layers, width 256, 8 query and 4 key-value heads, 6.5 million weights) for a few steps in each
 precision, and compares the time of each kind of work with the floor: the step's FLOPs over the speed of the fastest matrix
 product. What to see: reduced precision makes the products several times faster and the rest hardly at all, so the rest is
-what remains; on a CPU attention is a large part of it.
+what remains. On a CPU attention is a large part of it with torch's fused kernel, and half as much when it holds its weights.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
 from dataclasses import dataclass
 from typing import ClassVar
+from unittest.mock import patch
 
 import torch
 
@@ -18,6 +19,7 @@ from part_0.plotting import BLACK, COLORS, figure_path, plt, save_figure
 from part_0.profiling import by_category, phase, profile_step
 from part_0.roofline import matmul_peak
 from part_2.optimization import parameter_groups
+from part_3 import attention
 from part_3.modern_gpt import ModernGPT, ModernGPTConfig
 from part_4.grad_accumulation import accumulate_gradients
 from part_4.run_logger import step_flops
@@ -40,8 +42,11 @@ class Config:
             raise ValueError(f"--n_micro {self.n_micro} must divide --batch_size {self.batch_size}")
 
 
-def profile_training(dtype, device, config):
-    """Milliseconds of a training step by kind of work, and the step's FLOPs. Attention's own products count as attention."""
+def profile_training(dtype, device, config, longest_short=attention.SHORT):
+    """Milliseconds of a training step by kind of work, and the step's FLOPs. Attention's own products count as attention.
+
+    longest_short: most tokens for which attention holds its weights (lesson 3.4); 0 for torch's fused kernel everywhere.
+    """
     set_seed(config.seed)
     model = ModernGPT(ModernGPTConfig(4096, config.block_size, 6, 8, 256, n_kv_head=4, d_hidden=688)).to(device)
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=1e-3, fused=True)
@@ -54,7 +59,8 @@ def profile_training(dtype, device, config):
         with phase("optimizer"):
             optimizer.step()
 
-    groups = by_category(profile_step(step, device, config.n_steps, warmup=2))
+    with patch.object(attention, "SHORT", longest_short):
+        groups = by_category(profile_step(step, device, config.n_steps, warmup=2))
     products = groups["matrix products"]
     groups["attention"] += [row for row in products if "bmm" in row.name]  # one product a head: only attention has those
     groups["matrix products"] = [row for row in products if "bmm" not in row.name]
@@ -67,9 +73,12 @@ def main(config):
     n_tokens = config.batch_size * config.block_size
     fig, ax = plt.subplots(figsize=(11, 4.5))
     found, names = [], supported_precisions(device)
-    for row, name in enumerate(names):
-        spent, flops = profile_training(DTYPES[name], device, config)
-        peak = matmul_peak(DTYPES[name], device) * 1e9
+    rows = [(name, DTYPES[name], attention.SHORT) for name in names]
+    if device.type == "cpu" and "bf16" in names:
+        rows.insert(-1, ("bf16, fused attention", torch.bfloat16, 0))
+    for row, (name, dtype, longest_short) in enumerate(rows):
+        spent, flops = profile_training(dtype, device, config, longest_short)
+        peak = matmul_peak(dtype, device) * 1e9
         total, floor = sum(spent.values()), flops / peak * 1e3
         print(f"{name}: {total:.0f} ms a step of {flops / 1e9:.0f} GFLOP, {n_tokens / total * 1e3:,.0f} tokens/s; at the "
               f"peak of {peak / 1e9:,.0f} GFLOP/s it would be {floor:.0f} ms (MFU {floor / total:.0%})")
@@ -83,7 +92,7 @@ def main(config):
             left += milliseconds
         ax.plot([floor, floor], [row - 0.45, row + 0.45], color=BLACK, linestyle="--", linewidth=2.5,
                 label="all FLOPs at matmul peak" if row == 0 else None)
-    ax.set_yticks(range(len(names)), names)
+    ax.set_yticks(range(len(rows)), [name for name, *_ in rows])
     ax.invert_yaxis()
     ax.set(xlabel="milliseconds a step", ylabel="precision")
     ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=4)
