@@ -8,6 +8,7 @@ is read with `weights_only=True`: tensors, numbers and strings, never code.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -27,7 +28,7 @@ HASH_BYTES = 32
 @contextlib.contextmanager
 def atomic_file(path):
     """Open a temporary file for writing bytes; when the block ends without an error it takes the place of `path`."""
-    temporary = Path(f"{path}.tmp")
+    temporary = Path(f"{path}.{os.getpid()}.tmp")  # two processes may write the same file
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -36,8 +37,13 @@ def atomic_file(path):
         os.replace(temporary, path)
         if os.name == "posix":  # the new name, too, must be on the disk
             folder = os.open(temporary.parent, os.O_RDONLY)
-            os.fsync(folder)
-            os.close(folder)
+            try:
+                os.fsync(folder)
+            except OSError as error:
+                if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network file systems cannot
+                    raise
+            finally:
+                os.close(folder)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -91,19 +97,23 @@ def load_checkpoint(path):
     """The dict that `save_checkpoint` was given, its tensors on the CPU. InputError when the file is missing or damaged."""
     if not Path(path).is_file():
         raise InputError(f"there is no checkpoint {path}")
-    with open(path, "rb") as file:
-        if file.read(len(MAGIC)) != MAGIC:
-            raise InputError(f"{path} is no checkpoint of this repository, or damaged at its start")
-        digest, sha256 = file.read(HASH_BYTES), hashlib.sha256()
-        while part := file.read(2**20):
-            sha256.update(part)
-        if sha256.digest() != digest:
-            raise InputError(f"checkpoint {path} is damaged: its checksum does not match")
-        file.seek(len(MAGIC) + HASH_BYTES)
-        try:
-            return torch.load(file, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError:
-            raise InputError(f"checkpoint {path} holds more than tensors, numbers and strings; it is not loaded") from None
+    try:
+        with open(path, "rb") as file:
+            if file.read(len(MAGIC)) != MAGIC:
+                raise InputError(f"{path} is no checkpoint of this repository, or damaged at its start")
+            digest, sha256 = file.read(HASH_BYTES), hashlib.sha256()
+            while part := file.read(2**20):
+                sha256.update(part)
+            if sha256.digest() != digest:
+                raise InputError(f"checkpoint {path} is damaged: its checksum does not match")
+            file.seek(len(MAGIC) + HASH_BYTES)
+            try:
+                return torch.load(file, map_location="cpu", weights_only=True)
+            except pickle.UnpicklingError:
+                raise InputError(f"checkpoint {path} holds more than tensors, numbers and strings; "
+                                 "it is not loaded") from None
+    except OSError as error:
+        raise InputError(f"checkpoint {path} cannot be read ({error.strerror})") from None
 
 
 def build_gpt(sizes):
@@ -111,11 +121,16 @@ def build_gpt(sizes):
     return GPT(GPTConfig(**sizes))
 
 
-def load_model(path, device="cpu", build=build_gpt, trainer="part_2/train.py"):
+def byte_tokenizer(state):
+    """The tokenizer of a checkpoint of Parts 2 and 3."""
+    return ByteTokenizer(state["special_tokens"])
+
+
+def load_model(path, device="cpu", build=build_gpt, trainer="part_2/train.py", tokenizer=byte_tokenizer):
     """Rebuild model (in eval mode) and tokenizer from a checkpoint of `trainer`; nothing else needs to be known.
 
-    build: turns the checkpoint's "model_config" into a model. Returns (model, tokenizer, state). InputError when there is
-    no such checkpoint, or one of another trainer.
+    build: turns the checkpoint's "model_config" into a model; tokenizer: the checkpoint into a tokenizer. Returns (model,
+    tokenizer, state). InputError when there is no such checkpoint, or one of another trainer.
     """
     if not Path(path).is_file():
         raise InputError(f"there is no checkpoint {path}; make one with: python3 {trainer}")
@@ -123,6 +138,7 @@ def load_model(path, device="cpu", build=build_gpt, trainer="part_2/train.py"):
     try:
         model = build(state["model_config"])
         model.load_state_dict(state["model"])
+        rebuilt = tokenizer(state)
     except (KeyError, TypeError, RuntimeError):  # what is missing, unknown, or of another shape
         raise InputError(f"{path} is no checkpoint of {trainer}, but of another model") from None
-    return model.to(device).eval(), ByteTokenizer(state["special_tokens"]), state
+    return model.to(device).eval(), rebuilt, state

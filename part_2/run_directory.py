@@ -33,16 +33,16 @@ def read_records(out, name):
 
 def start_run(config):
     """Make `config.out` an empty run directory with its config.json. An earlier run that left a checkpoint or final figures
-    there is kept as DIR.previous.
+    there is kept as DIR.previous, DIR.previous2, ...: nothing is ever deleted.
 
     Returns where the earlier run is now, or None. InputError when the directory cannot be written.
     """
     out, previous = Path(config.out).resolve(), None
     try:
-        has_run = (out / "config.json").exists()
+        has_run = _is_run(out)
         if has_run and (any(out.glob("*.pt")) or (out / "summary.json").exists()):
-            previous = out.with_name(out.name + ".previous")
-            shutil.rmtree(previous, ignore_errors=True)
+            names = (f"{out.name}.previous{number}" for number in ("", *range(2, 10**6)))
+            previous = next(path for path in map(out.with_name, names) if not path.exists())
             out.rename(previous)
         elif has_run:  # it was cut off before there was anything to keep: only its logs go
             shutil.rmtree(out / "tensorboard", ignore_errors=True)
@@ -53,6 +53,21 @@ def start_run(config):
     except OSError as error:
         raise InputError(f"--out {out} cannot be written: {error.strerror}") from None
     return previous
+
+
+def _is_run(out):
+    try:
+        return "steps" in json.loads((out / "config.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return False
+
+
+def refuse_other_flags(config, flags, may_change):
+    """InputError when `config` differs from the `flags` (a dict) that its run was started with, but for `may_change`."""
+    for name, value in flags.items():
+        if name not in may_change and getattr(config, name, value) != value:
+            raise InputError(f"{config.out} was started with --{name} {value}, not {getattr(config, name)}: "
+                             "resume with the same flags, or start anew in another --out")
 
 
 def resume_run(config, data_hash):
@@ -68,10 +83,7 @@ def resume_run(config, data_hash):
         state, damage = load_checkpoint(out / "last.pt"), None
     except InputError as error:
         state, damage = load_checkpoint(out / "best.pt"), str(error)
-    for name, value in state["config"].items():
-        if name not in MAY_CHANGE and getattr(config, name) != value:
-            raise InputError(f"{out} was started with --{name} {value}, not {getattr(config, name)}: "
-                             "resume with the same flags, or start anew in another --out")
+    refuse_other_flags(config, state["config"], MAY_CHANGE)
     if state["data_hash"] != data_hash:
         raise InputError(f"{out} was started on another text than --data {config.data} is now")
     cut_records(out, state["step"])

@@ -22,10 +22,11 @@ PIECE = 2**20  # weights held at a time by `short_attention`: 2 MiB in bf16, whi
 
 
 def short_attention(query, key, value, dropout=0.0):
-    """Causal attention that holds its T x T weights, in pieces of a few rows of the batch; for training in bf16 on a CPU.
+    """Causal attention that computes its T x T weights in pieces of a few rows of the batch; for training in bf16 on a CPU.
 
     Up to some hundred tokens this is about twice as fast as torch's fused kernel, which runs in fp32 there (lesson 0.2): all
-    products are bf16. Query heads that share a key head are rows of one product. Shapes as of `grouped_attention`.
+    products are bf16. Query heads that share a key head are rows of one product. All weights are kept for the backward pass:
+    memory grows with T^2. Arguments and result as of `grouped_attention`.
     """
     B, H, T, D = query.shape
     H_kv = key.shape[1]

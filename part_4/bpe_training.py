@@ -14,12 +14,14 @@ so wherever the bytes of a token stand by themselves, they were merged as they w
 import heapq
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import pairwise
 from multiprocessing import get_context
 
 import regex
 
+from part_0.cli import InputError
 from part_2.byte_tokenizer import N_BYTES
 from part_4.text_pieces import GPT2_PATTERN, check_special_tokens, file_spans, open_text, read_pieces, split_at_names
 
@@ -63,8 +65,12 @@ def in_processes(job, items, n_process):
     if n_process == 1 or len(items) == 1:
         yield from map(job, items)
         return
-    with ProcessPoolExecutor(min(n_process, len(items)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(job, items)
+    try:
+        with ProcessPoolExecutor(min(n_process, len(items)), mp_context=get_context("spawn")) as pool:
+            yield from pool.map(job, items)
+    except BrokenProcessPool:
+        raise InputError("a process that read the text was killed: is there too little memory? "
+                         "What is finished is kept") from None
 
 
 def train_bpe(chunk_counts, vocab_size, n_special=0, progress=None):

@@ -1,7 +1,7 @@
 """Lesson 4.4 - checkpoints that survive anything: a kill at any moment, a full disk, a damaged file, the wrong run.
 
     OUT/step_00000200.pt   OUT/step_00000250.pt        the last K, each whole or not there (lesson 2.4)
-    OUT/best.pt                                        the one with the lowest validation loss, under a second name
+    OUT/best.pt                    the one with the lowest validation loss: a second name of the same file, where possible
 
 A run that is stopped and resumed must end with the very weights of a run that was not. So a checkpoint holds everything
 that the next step depends on: weights, optimizer, the place in schedule and data (both are functions of the step), scaler,
@@ -9,12 +9,14 @@ every random number generator, config and tokenizer. What it depends on besides 
 """
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
 
 from part_0.cli import InputError
 from part_2.checkpoint import load_checkpoint, save_checkpoint
+from part_2.checkpoint import load_model as load_part_2_model
 from part_3.modern_config import ModernGPTConfig
 from part_3.modern_gpt import ModernGPT
 from part_4.bpe_tokenizer import BPETokenizer
@@ -22,7 +24,8 @@ from part_4.bpe_tokenizer import BPETokenizer
 
 def checkpoint_files(folder):
     """The numbered checkpoints of a run directory, newest first."""
-    return sorted(Path(folder).glob("step_*.pt"), reverse=True)
+    return sorted((path for path in Path(folder).glob("step_*.pt") if re.fullmatch(r"step_\d{8,}\.pt", path.name)),
+                  reverse=True)
 
 
 def save_numbered(folder, state, keep_last=2, is_best=False):
@@ -46,7 +49,7 @@ def save_numbered(folder, state, keep_last=2, is_best=False):
     newer = files.index(path)  # damaged, or of a future that was thrown away
     for other in files[:newer] + files[newer + keep_last:]:
         other.unlink()
-    for rest in folder.glob("*.pt.tmp"):  # of a save that was killed
+    for rest in folder.glob("*.pt.*tmp"):  # of a save that was killed
         rest.unlink()
     return path
 
@@ -76,21 +79,6 @@ def load_newest(folder):
     raise InputError("; ".join(damages) or f"there is no checkpoint in {folder}; leave --resume out to start there")
 
 
-def refuse_another_run(state, config, may_change, **expected):
-    """InputError when `state` was saved by a run with other flags (but for `may_change`), text or tokenizer.
-
-    state: a checkpoint; config: the dataclass of flags now; expected: keys of the checkpoint that must have these values.
-    """
-    for name, value in state["config"].items():
-        if name not in may_change and getattr(config, name, value) != value:
-            raise InputError(f"{config.out} was started with --{name} {value}, not {getattr(config, name)}: "
-                             "resume with the same flags, or start anew in another --out")
-    for name, value in expected.items():
-        if state[name] != value:
-            raise InputError(f"{config.out} was started with another {name.replace('_', ' ')} than there is now: "
-                             "start anew in another --out")
-
-
 class StopRequest:
     """Context in which Ctrl-C and SIGTERM are only noted, so that the loop can finish its step and save.
 
@@ -115,17 +103,6 @@ class StopRequest:
 
 
 def load_model(path, device="cpu"):
-    """Rebuild model (in eval mode) and tokenizer from a checkpoint of part_4/train.py; nothing else needs to be known.
-
-    Returns (model, tokenizer, state). InputError when there is no such checkpoint, or one of another trainer.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"there is no checkpoint {path}; make one with: python3 part_4/train.py")
-    state = load_checkpoint(path)
-    try:
-        model = ModernGPT(ModernGPTConfig(**state["model_config"]))
-        model.load_state_dict(state["model"])
-        tokenizer = BPETokenizer.from_state(state["tokenizer"])
-    except (KeyError, TypeError, RuntimeError):  # what is missing, unknown, or of another shape
-        raise InputError(f"{path} is no checkpoint of part_4/train.py, but of another model") from None
-    return model.to(device).eval(), tokenizer, state
+    """Rebuild model (in eval mode) and tokenizer from a checkpoint of part_4/train.py. Returns (model, tokenizer, state)."""
+    return load_part_2_model(path, device, lambda sizes: ModernGPT(ModernGPTConfig(**sizes)), "part_4/train.py",
+                             lambda state: BPETokenizer.from_state(state["tokenizer"]))

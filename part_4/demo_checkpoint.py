@@ -9,7 +9,6 @@ import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().par
 
 import random
 import shutil
-import signal
 import subprocess
 import tempfile
 import time
@@ -28,6 +27,7 @@ from part_2.run_directory import read_records
 from part_4.checkpoint import checkpoint_files
 
 TRAINER = Path(__file__).resolve().parent / "train.py"
+KILLED = 1 if sys.platform == "win32" else -9  # the exit code of a process that was killed
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def run_and_kill(start, out, step=None, in_a_save=False):
     process = start()
     while process.poll() is None:
         if step is not None and any(record["step"] >= step for record in records(out)):
-            if not in_a_save or list(out.glob("step_*.pt.tmp")):
+            if not in_a_save or list(out.glob("step_*.pt.*tmp")):
                 process.kill()  # SIGKILL
         time.sleep(0.001)
     return process.poll(), records(out)
@@ -96,6 +96,7 @@ def draw(peaceful, attempts, config):
             mark = dict(marker="X" if in_a_save else "o", color=RED, markersize=9, linestyle="none")
             ax_loss.plot(mine[-1]["step"], mine[-1]["loss"], **mark)
             ax_runs.plot(mine[-1]["step"] + 1, i, **mark)
+    n_saves = sum(in_a_save for *_, in_a_save in attempts[:-1])
     for marker, label in (("o", "killed"), ("X", "killed while saving")):
         ax_loss.plot([], [], marker=marker, color=RED, markersize=9, linestyle="none", label=label)
     ax_loss.set(xlabel="optimizer step", ylabel="loss of the batch (nats per token)", title="loss")
@@ -105,8 +106,8 @@ def draw(peaceful, attempts, config):
     ax_runs.invert_yaxis()
     return save_figure(
         fig, figure_path(__file__, "checkpoint", config.quick), title="Killed, resumed, and none the worse",
-        caption=f"Left: the losses of a run that was killed {config.n_kills} times ({config.n_saves} of them while it wrote "
-                "a checkpoint) lie on those of one that was not, dropout and all; its final weights and optimizer moments "
+        caption=f"Left: the losses of a run that was killed {len(attempts) - 1} times ({n_saves} of them while it wrote a "
+                "checkpoint) lie on those of one that was not, dropout and all; its final weights and optimizer moments "
                 "are the same bit for bit. Right: each process begins at the last sound checkpoint; where bars overlap, "
                 "steps were done twice.", command=command_line(__file__, config))
 
@@ -129,18 +130,20 @@ def main(config):
         bar.update()
         for step, saving in [*zip(steps, in_a_save), (None, False)]:
             code, logged = run_and_kill(lambda: start(out), out, step, saving)
-            if code != (0 if step is None else -signal.SIGKILL):
+            if code not in (0, KILLED):
                 raise InputError(f"the run ended with exit code {code}; see what it says: "
                                  f"{' '.join(command(config, out, tokens)[1:])}")
             attempts.append((first, logged, saving))
             saved = [int(path.stem[5:]) for path in checkpoint_files(out)]
             print(f"process {len(attempts)}: from step {first} to {logged[-1]['step']}"
-                  + (f", killed{' while saving' if saving else ''}; checkpoints: {saved}" if step else ", the end"))
+                  + (f", killed{' while saving' if saving else ''}; checkpoints: {saved}" if code else ", the end"))
             first = max(saved, default=0)
             bar.update()
+            if code == 0:  # the end, also where a process came there before it could be killed
+                break
         bar.close()
         same = same_weights(peaceful, out)
-        print(f"killed {config.n_kills} times; final weights and moments bit for bit the same: {same}")
+        print(f"killed {len(attempts) - 1} times; final weights and moments bit for bit the same: {same}")
         if not same:
             raise InputError("the run that was killed has other weights than the undisturbed one")
         print(draw(undisturbed, attempts, config))

@@ -40,8 +40,9 @@ def run(parallel, config, folder):
     """Train in the directory folder/parallel. Returns its metrics and summary."""
     out = folder / parallel
     sizes = dict(data=config.data, steps=config.steps, batch_size=8 * config.n_process, block_size=64, n_layer=2, n_head=4,
-                 d_model=64, vocab_size=512, dropout=0.0, warmup_steps=5, eval_every=config.steps, save_every=config.steps, log_every=1,
-                 eval_windows=16, device="cpu", precision="fp32", out=out, tokens=folder / "tokens", parallel=parallel)
+                 d_model=64, vocab_size=512, dropout=0.0, warmup_steps=5, eval_every=config.steps,
+                 save_every=config.steps, log_every=1, eval_windows=16, device="cpu", precision="fp32", out=out,
+                 tokens=folder / "tokens", parallel=parallel)
     launcher = [] if parallel == "none" else ["-m", "torch.distributed.run", "--standalone",
                                               f"--nproc_per_node={config.n_process}"]
     words = [*launcher, TRAINER, *(word for name, value in sizes.items() for word in (f"--{name}", str(value)))]
@@ -69,6 +70,8 @@ def main(config):
         apart = [abs(one - two) for one, two in zip(losses["none"], losses[parallel])]
         furthest = max(furthest, *apart)
         ax_apart.plot([difference or 1e-8 for difference in apart], color=color, linestyle=style, label=labels[parallel])
+    if furthest > 1e-3:
+        raise InputError(f"the losses are {furthest:.1e} nats apart, which is more than rounding")
     ax_loss.set(xlabel="optimizer step", ylabel="loss of the batch (nats per token)", title="loss")
     ax_apart.set(xlabel="optimizer step", ylabel="difference (nats per token)", yscale="log", ylim=(5e-9, 1),
                  title="difference from 1 process")

@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from part_0.cli import QUICK_HELP, InputError, command_line, option, run_script
-from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, figure_path, plt, save_figure
+from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, SKY, figure_path, plt, save_figure
 from part_3.modern_gpt import ModernGPT
 from part_4.run_logger import step_flops
 from part_4.scaling_costs import GPU_BYTES, training_days, training_memory
@@ -43,20 +43,20 @@ def main(config):
             model = ModernGPT(shape)
         tokens = run.batch_size * run.block_size
         flops = step_flops(model, tokens, run.block_size) * run.steps
-        print(f"{preset}: {model.n_params() / 1e6:,.0f} million weights, {tokens * run.steps / 1e9:,.0f} thousand million "
+        print(f"{preset}: {model.n_params() / 1e9:.2f} billion weights, {tokens * run.steps / 1e9:,.0f} billion "
               f"tokens, {flops:.1e} FLOPs")
         for n_gpu in numbers:
             memory = training_memory(shape, model.n_params(), n_gpu, n_gpu > 1, run.micro_batch_size,
                                      run.activation_checkpointing)
             days = training_days(flops, n_gpu, config.mfu)
             fits = "fits" if sum(memory) < GPU_BYTES else "does not fit"
-            print(f"  {n_gpu:3d} GPUs: {memory.state / 1e9:6.1f} GB state + {memory.activations / 1e9:5.1f} GB activations "
-                  f"+ {memory.logits / 1e9:5.1f} GB logits a GPU, {fits}; {days:,.1f} days")
+            duration = f"{days:,.0f} days" if days >= 3 else f"{24 * days:.1f} hours"
+            parts = " + ".join(f"{n_bytes / 1e9:.1f} GB {name}" for name, n_bytes in memory._asdict().items())
+            print(f"  {n_gpu:3d} GPU{'s' if n_gpu > 1 else ''}: {parts} a GPU, {fits}; {duration}")
             left = 0.0
-            for (name, n_bytes), color in zip(memory._asdict().items(), (BLUE, ORANGE, GREEN)):
+            for (name, n_bytes), color in zip(memory._asdict().items(), (BLUE, SKY, ORANGE, GREEN)):
                 ax.barh(y, n_bytes / 1e9, left=left, color=color, label=name if y == 0 else None)
                 left += n_bytes / 1e9
-            duration = f"{days:,.0f} days" if days >= 3 else f"{24 * days:.1f} hours"
             ax.annotate(f"{left:.0f} GB, {duration}", (left, y), (6, 0), textcoords="offset points", va="center",
                         fontsize=11)
             labels.append(f"{preset}, {n_gpu} GPU{'s' if n_gpu > 1 else ''}")

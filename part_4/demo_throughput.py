@@ -76,9 +76,10 @@ def main(config):
     rows = [(name, DTYPES[name], attention.SHORT) for name in names]
     if device.type == "cpu" and "bf16" in names:
         rows.insert(-1, ("bf16, fused attention", torch.bfloat16, 0))
+    peaks = {name: matmul_peak(DTYPES[name], device) * 1e9 for name in names}
     for row, (name, dtype, longest_short) in enumerate(rows):
         spent, flops = profile_training(dtype, device, config, longest_short)
-        peak = matmul_peak(dtype, device) * 1e9
+        peak = peaks[name.split(",")[0]]
         total, floor = sum(spent.values()), flops / peak * 1e3
         print(f"{name}: {total:.0f} ms a step of {flops / 1e9:.0f} GFLOP, {n_tokens / total * 1e3:,.0f} tokens/s; at the "
               f"peak of {peak / 1e9:,.0f} GFLOP/s it would be {floor:.0f} ms (MFU {floor / total:.0%})")
@@ -100,8 +101,8 @@ def main(config):
         fig, figure_path(__file__, "throughput", config.quick),
         title=f"A training step of a small Llama on {describe(device)}",
         caption=f"{n_tokens:,} tokens a step: {', '.join(found)}. Dashed: the time that the step's FLOPs would take at the "
-                "speed of the fastest matrix product in that precision. Reduced precision shortens the products; "
-                "normalisation, element-wise work and the loss are bound by memory and stay.",
+                "speed of the fastest matrix product in that precision. Reduced precision shortens the products; what is "
+                "bound by memory stays nearly as it is.",
         command=command_line(__file__, config)))
 
 

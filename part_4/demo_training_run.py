@@ -1,8 +1,8 @@
 """Lesson 4.5 - is this run healthy? The report of a run of part_4/train.py, drawn from its metrics.jsonl.
 
-What to see: the losses fall and stay together; the gradient norm is high at first and then calm, and clipping is the
-exception; a step changes the weights by about a thousandth, less as the learning rate falls; tokens a second do not sag; and
-how much of the machine's fastest matrix product the training uses (MFU).
+What to see: where the losses part, the model begins to know the training text by heart; the gradient norm is high at first
+and then calm, and clipping is the exception; a step changes the weights by a hundredth or less, following the learning rate;
+tokens a second do not sag; and how much of the machine's fastest matrix product the training uses (MFU).
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -34,8 +34,8 @@ def main(config):
     training = [record for record in metrics if "loss" in record]
     validation = [record for record in metrics if "val_loss" in record]
     skipped = [record["step"] for record in metrics if "skipped" in record]
-    if not training or not validation:
-        raise InputError(f"the run in {config.run} has not logged anything yet")
+    if not training or not validation or "update_ratio" not in training[0]:
+        raise InputError(f"the run in {config.run} has not logged anything yet, or is none of part_4/train.py")
     steps = [record["step"] for record in training]
 
     fig, axes = plt.subplots(2, 3, figsize=(13, 7), sharex=True)

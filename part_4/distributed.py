@@ -1,6 +1,6 @@
 """Lesson 4.2 - several processes: accumulation in space instead of time.
 
-    gradient of a batch = mean over ranks r of the gradient of its share r of the batch                     (DDP, FSDP)
+    gradient of a batch = 1/N sum over ranks r of the gradients of the losses in its share        N: targets of all ranks
 
 DDP keeps the whole model in every process and averages gradients while the backward pass still runs (Li et al. 2020,
 "PyTorch Distributed"). FSDP keeps a share of every weight, gradient and optimizer moment in each process, and gathers a
@@ -59,6 +59,9 @@ def process_group(parallel, device_type):
         raise InputError(f"--parallel {parallel} runs on cpu or cuda, not on {device_type}")
     process = Process(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
     if device_type == "cuda":
+        if process.local_rank >= torch.cuda.device_count():
+            raise InputError(f"this machine has fewer GPUs ({torch.cuda.device_count()}) than torchrun starts processes: "
+                             "take a smaller --nproc_per_node, or --device cpu")
         torch.cuda.set_device(process.local_rank)
     # Rank 0 may tokenise for a long time while the others wait.
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timedelta(hours=2))
@@ -118,7 +121,7 @@ def from_main(process, function):
 def parallelise(model, parallel, device):
     """Spread `model`, which is on `device` and the same in every process. Returns what is called in its place."""
     if parallel == "ddp":
-        return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+        return DistributedDataParallel(model, device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None)
     if parallel == "fsdp":
         for block in model.blocks:  # a block's weights are gathered when it runs, and let go after it
             fully_shard(block)

@@ -7,7 +7,8 @@
     constant   then lr
 
 WSD is warmup, stable, decay (Hu et al. 2024, "MiniCPM", section 4). A cosine must know the length of the run from its first
-step; the plateau need not, so a run can be prolonged, and a decay branched off from any of its checkpoints. MiniCPM decays
+step; the plateau need not, so a run could be prolonged, and a decay branched off from any of its checkpoints
+(part_4/train.py resumes with the same flags alone). MiniCPM decays
 exponentially; the shape here, 1 - sqrt, did best in Hägele et al. 2024 ("Scaling Laws and Compute-Optimal Training Beyond
 Fixed Training Durations", section 3), with a fifth of the run as the length to start from.
 """

@@ -1,4 +1,4 @@
-"""Lesson 4.5 - the flags of part_4/train.py, and presets from a laptop's model to one of eight thousand million weights."""
+"""Lesson 4.5 - the flags of part_4/train.py, and presets from a laptop's model to one of eight billion weights."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from part_4.lr_schedule import SCHEDULES
 from part_4.optimizer import OPTIMIZERS
 
 RUNS = Path(__file__).resolve().parent / "runs"
-MAY_CHANGE = {  # flags that a resumed run may give anew: none of them decides what is learnt
+MAY_CHANGE = {  # flags that a resumed run may give anew; precision and the like change roundings, so the end is not the same
     "out", "tokens", "tokenizer", "device", "precision", "resume", "quick", "preset", "save_every", "keep_last", "log_every",
     "micro_batch_size", "parallel", "compile", "activation_checkpointing", "wandb", "max_skips", "eval_tokens"}
 PRESETS = {

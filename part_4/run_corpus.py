@@ -1,5 +1,6 @@
 """Lesson 4.1 - what a training run reads: its tokenizer and its tokens, made where they are missing."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -29,14 +30,17 @@ def learn_tokenizer(data, vocab_size, special_tokens=SPECIAL_TOKENS, n_process=1
 
 def tokens_folder(root, data, tokenizer):
     """Where under `root` the tokens of a text with a tokenizer are kept: each tokenizer has a folder of its own."""
-    name = data if data in CORPORA else Path(data).stem
+    name = data
+    if data not in CORPORA:  # two files of one name do not share a folder
+        name = f"{Path(data).stem}-{hashlib.sha256(str(Path(data).resolve()).encode()).hexdigest()[:8]}"
     return Path(root) / f"{name}-{tokenizer.fingerprint()[:12]}"
 
 
 def n_processes(data):
-    """How many processes read a text: all cores for a large file."""
+    """How many processes read a text: for a large file as many as this one may use cores, at most 16."""
     is_large = data not in CORPORA and Path(data).is_file() and Path(data).stat().st_size > SMALL_BYTES
-    return os.cpu_count() if is_large else 1
+    n_core = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(n_core, 16) if is_large else 1
 
 
 def make_corpus(config, resumed=None, progress=lambda n_bytes: None):

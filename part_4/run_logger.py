@@ -1,7 +1,7 @@
 """Lesson 4.5 - logging: what to write down about a run, so that it can be understood while it lasts and long after.
 
     grad_norm     |g|, before clipping: spikes announce trouble; the mean must not sit at the clipping threshold
-    update_ratio  |w_after - w_before| / |w_before|, a step's relative change of the weights: about 1e-3 is usual
+    update_ratio  |w_after - w_before| / |w_before|, a step's relative change of the weights, 1e-4 to 1e-2
     mfu           FLOPs needed a second / FLOP/s of this machine's fastest matrix product  (Chowdhery et al. 2022, PaLM, B)
 
 metrics.jsonl holds every number, one JSON object a logged step, and the figures are drawn from it; TensorBoard shows the

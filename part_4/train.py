@@ -23,14 +23,14 @@ from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 from part_0.cli import InputError, run_script
-from part_0.device import (grad_scaler, peak_memory, pick_device, pick_precision, rng_state, set_rng_state, set_seed)
+from part_0.device import (grad_scaler, peak_memory, pick_device, pick_precision, rng_state, set_rng_state, set_seed,
+                           synchronize)
 from part_0.roofline import matmul_peak
 from part_2.evaluate import figures_of_merit, split_losses, windows_loss
-from part_2.run_directory import cut_records, start_run
+from part_2.run_directory import cut_records, refuse_other_flags, start_run
 from part_3.generate import generate
 from part_3.modern_gpt import ModernGPT, attention_maps
-from part_4.checkpoint import (StopRequest, checkpoint_files, give_second_name, load_newest, refuse_another_run,
-                               save_numbered)
+from part_4.checkpoint import StopRequest, checkpoint_files, give_second_name, load_newest, save_numbered
 from part_4.distributed import (from_main, full_state, gather, parallelise, process_group, set_full_state,
                                 sum_over_processes)
 from part_4.grad_accumulation import accumulate_gradients
@@ -69,11 +69,16 @@ def build_model(config, vocab_size, device):
 
 def evaluate(model, batch, tokenizer, dtype, logger, now, config):
     """Log and return the loss on fixed validation windows; log a sample and the attention of a window, too."""
-    val_loss = windows_loss(model, *batch, dtype)
+    size = config.micro_batch_size or len(batch[0])  # what fits into memory
+    parts = zip(*(part.split(size) for part in batch))
+    val_loss = sum(len(x) * windows_loss(model, x, y, dtype) for x, y in parts) / len(batch[0])
     logger.record(now.step, tokens=now.step * config.batch_size * config.block_size, seconds=now.seconds, val_loss=val_loss)
     if config.parallel != "fsdp":  # there each token would gather all the weights anew
         device = batch[0].device
-        [ids] = generate(model, [tokenizer.encode("The")], 80, temperature=0.8,
+        prompt, n_new = tokenizer.encode("The"), 80
+        if config.positions not in ("rope", "none"):  # a table of positions has an end
+            n_new = max(0, min(n_new, config.block_size - len(prompt)))
+        [ids] = generate(model, [prompt], n_new, temperature=0.8,
                          generator=torch.Generator(device).manual_seed(config.seed))
         logger.sample(now.step, "The" + tokenizer.decode(ids.tolist()), val_loss=val_loss)
         logger.attention(now.step, attention_maps(model, batch[0][:1, :64]))
@@ -86,22 +91,32 @@ def main(config):
     dtype = pick_precision(config.precision, device)
     if config.wandb:
         load_wandb()  # or refuse, before anything is written
-    with process_group(config.parallel, device.type) as process, StopRequest() as stop:
-        return train(config, device, dtype, process, stop)
+    with process_group(config.parallel, device.type) as process:
+        config.n_micro(process.world_size)  # or refuse, before anything is written
+        found = {"state": None, "path": None}  # the checkpoint to go on from; emptied when it has been taken up
+        if config.resume == "yes" or (config.resume == "auto" and checkpoint_files(config.out)):
+            found["state"], found["path"], damages = load_newest(config.out)
+            refuse_other_flags(config, found["state"]["config"], MAY_CHANGE)
+            for damage in damages if process.is_main else []:
+                tqdm.write(f"{damage}; the one before it is used")
+        if len(set(gather(found["path"] and found["path"].name))) > 1:
+            raise InputError(f"the processes found different checkpoints: --out {config.out} must be a folder that all see")
+        quiet = None if process.is_main else True  # None: no bar where output is no terminal
+        with tqdm(desc="reading the text", unit="B", unit_scale=True, leave=False, disable=quiet) as bar:
+            corpus = from_main(process, lambda: make_corpus(config, found["state"], bar.update))
+        with StopRequest() as stop:  # from here on a signal ends the run with a checkpoint
+            return train(config, device, dtype, process, corpus, found, stop)
 
 
-def train(config, device, dtype, process, stop):
-    """The run, as each of its processes sees it; rank 0 alone prints and writes."""
+def train(config, device, dtype, process, corpus, found, stop):
+    """The run, as each of its processes sees it; rank 0 alone prints and writes.
+
+    corpus: what `make_corpus` gave; found: the "state" and "path" of the checkpoint to go on from, or None; stop: a
+    `StopRequest`.
+    """
     out, say = Path(config.out), tqdm.write if process.is_main else lambda line: None
-    n_micro = config.n_micro(process.world_size)
-    resumed, now = None, Progress()
-    if config.resume == "yes" or (config.resume == "auto" and checkpoint_files(out)):
-        resumed, path, damages = load_newest(out)
-        for damage in damages:
-            say(f"{damage}; the one before it is used")
-    quiet = None if process.is_main else True  # None: no bar where output is no terminal
-    with tqdm(desc="reading the text", unit="B", unit_scale=True, leave=False, disable=quiet) as bar:
-        tokenizer, folder, data_hash = from_main(process, lambda: make_corpus(config, resumed, bar.update))
+    n_micro, now, resumed = config.n_micro(process.world_size), Progress(), found.pop("state")
+    tokenizer, folder, data_hash = corpus
     train_tokens, val_tokens = (open_tokens(folder, split, tokenizer) for split in ("train", "val"))
     val_batch = [part.to(device) for part in get_batch(val_tokens, 0, 0, config.eval_windows, config.block_size)]
 
@@ -114,19 +129,21 @@ def train(config, device, dtype, process, stop):
     scaler = grad_scaler(device, dtype)
     set_seed(config.seed + process.rank)  # dropout differs between processes
     if resumed:
-        refuse_another_run(resumed, config, MAY_CHANGE, data_hash=data_hash)
+        if resumed["data_hash"] != data_hash:
+            raise InputError(f"{out} was started with another text than --data {config.data} is now: start anew in another "
+                             "--out")
         set_full_state(model, optimizers, resumed["model"], resumed["optimizer"])
         if resumed["scaler"]:  # empty unless the run was in fp16
             scaler.load_state_dict(resumed["scaler"])
         if len(resumed["rng"]) == process.world_size:  # with another number dropout starts from the seed again
             set_rng_state(resumed["rng"][process.rank])
         now = Progress(**resumed["progress"])
-        say(f"going on from {path}")
+        say(f"going on from {found['path']}")
         if process.is_main:
             cut_records(out, now.step)
             if now.best_step == now.step:  # a kill may have come between the save and this
-                give_second_name(path, out / "best.pt")
-    elif process.is_main and (previous := start_run(config)):
+                give_second_name(found["path"], out / "best.pt")
+    elif previous := from_main(process, lambda: start_run(config)):
         say(f"the run that was in {out} is now in {previous}")
     resumed = None  # it holds the weights a second time
     logger = RunLogger(out if process.is_main else None, config, now.step, config.wandb)
@@ -142,7 +159,7 @@ def train(config, device, dtype, process, stop):
                 "model_config": dataclasses.asdict(model.config), "tokenizer": tokenizer.state()}, config.keep_last, is_best)
         now.save_seconds += time.perf_counter() - started
 
-    bar = tqdm(total=config.steps, initial=now.step, unit="step", disable=quiet)
+    bar = tqdm(total=config.steps, initial=now.step, unit="step", disable=None if process.is_main else True)
     saved = logged = now.step
     logged_seconds = now.seconds
     while True:
@@ -179,6 +196,7 @@ def train(config, device, dtype, process, stop):
                 scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         scaler.update()  # its scale is lowered where a gradient was not finite
+        synchronize(device)
         now.skipped = 0 if is_finite else now.skipped + 1
         now.seconds += time.perf_counter() - started
 
@@ -187,7 +205,7 @@ def train(config, device, dtype, process, stop):
             logger.record(now.step, tokens=(now.step + 1) * tokens_per_step, seconds=now.seconds, loss=loss.item(), lr=lr,
                           grad_norm=grad_norm, update_ratio=update_ratio(before, list(model.parameters())),
                           tokens_per_second=per_second, mfu=flops * per_second / tokens_per_step / peak,
-                          memory_gib=(peak_memory(device) or 0) / 2**30)
+                          **({"memory_gib": memory / 2**30} if (memory := peak_memory(device)) else {}))
             bar.set_postfix(loss=f"{loss.item():.3f}", tokens_per_second=f"{per_second:,.0f}", refresh=False)
             logged, logged_seconds = now.step + 1, now.seconds
         if now.skipped:
@@ -207,7 +225,7 @@ def train(config, device, dtype, process, stop):
 
     tokens = val_tokens[:config.eval_tokens]
     n_bytes = len(tokenizer.decode_bytes(tokens[1:].tolist()))
-    merit = figures_of_merit(split_losses(model, tokens, dtype=dtype), n_bytes)
+    merit = figures_of_merit(split_losses(model, tokens, config.micro_batch_size or 64, dtype), n_bytes)
     summary = {**merit, "best_val_loss": now.best, "steps": config.steps, "tokens": config.steps * tokens_per_step,
                "params": n_params, "seconds": now.seconds, "tokens_per_second": config.steps * tokens_per_step / now.seconds,
                "save_seconds": now.save_seconds}

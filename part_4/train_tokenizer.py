@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import torch
 from tqdm import tqdm
 
 from part_0.cli import QUICK_HELP, InputError, check_positive, option, run_script
+from part_0.device import peak_memory
 from part_2.byte_tokenizer import N_BYTES
 from part_2.checkpoint import write_json
 from part_2.corpus import DATA_HELP
@@ -82,7 +84,9 @@ def main(config):
     summary = {"vocab_size": tokenizer.vocab_size, "merges": len(merges), "train_tokens": len(train),
                "val_tokens": len(val), "train_bytes_per_token": train.n_bytes / len(train),
                "val_bytes_per_token": val.n_bytes / len(val), "seconds_training": seconds,
-               "seconds": time.perf_counter() - started, "fingerprint": tokenizer.fingerprint(), "data_hash": data_hash}
+               "seconds": time.perf_counter() - started,
+               "peak_memory_gib": (peak_memory(torch.device("cpu")) or 0) / 2**30,
+               "fingerprint": tokenizer.fingerprint(), "data_hash": data_hash}
     write_json(out / "summary.json", summary)
     print(json.dumps(summary, indent=2))
     words = ["python3", "part_4/train.py", "--tokenizer", str(out / "tokenizer.tiktoken"), "--data", config.data]

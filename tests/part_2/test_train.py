@@ -294,8 +294,9 @@ def test_an_earlier_run_in_the_same_place_is_kept_aside(text, tmp_path):
     train.main(config(text, out, seed=5))
     assert (tmp_path / "run.previous" / "last.pt").read_bytes() == old
     assert json.loads((out / "config.json").read_text())["seed"] == 5
-    train.main(config(text, out, seed=6))  # of earlier runs the last one is kept
-    assert json.loads((tmp_path / "run.previous" / "config.json").read_text())["seed"] == 5
+    train.main(config(text, out, seed=6))  # nothing that was made is ever deleted
+    assert (tmp_path / "run.previous" / "last.pt").read_bytes() == old
+    assert json.loads((tmp_path / "run.previous2" / "config.json").read_text())["seed"] == 5
 
 
 def test_a_run_cut_off_before_its_first_checkpoint_pushes_no_finished_run_out_of_its_place(text, tmp_path):

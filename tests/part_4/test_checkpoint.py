@@ -508,3 +508,12 @@ def test_a_process_that_gets_a_signal_saves_and_ends_with_the_shell_s_code(text,
     _, tokenizer, saved = load_model(checkpoint_files(out)[0])
     assert f"stopped at step {saved['step']}, which is saved; go on with the same command and --resume auto" in printed
     assert records(out)[-1]["step"] == saved["step"] - 1  # no step is lost
+
+
+def test_files_of_other_names_are_neither_loaded_nor_removed(tmp_path):
+    for name in ("step_final.pt", "step_00000002_good.pt"):
+        (tmp_path / name).write_bytes(b"mine")
+    for step in (1, 2, 3):
+        save_numbered(tmp_path, {"step": step}, keep_last=1)
+    assert load_newest(tmp_path)[0]["step"] == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"step_final.pt", "step_00000002_good.pt", "step_00000003.pt"}

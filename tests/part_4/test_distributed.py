@@ -1,5 +1,6 @@
 """Two gloo processes do what one does with the same batch, and a job that loses one of them can be gone on with."""
 
+import contextlib
 import json
 import os
 import signal
@@ -126,6 +127,7 @@ def together(text, alone, tmp_path_factory):
     runs = {"ddp": (dict(parallel="ddp"), None), "fsdp": (dict(parallel="fsdp"), None),
             "ddp_micro": (dict(parallel="ddp", micro_batch_size=1), None),
             "fsdp_micro": (dict(parallel="fsdp", micro_batch_size=1), None),
+            "fsdp_again": (dict(parallel="fsdp", activation_checkpointing=True), None),
             "muon_ddp": (dict(parallel="ddp", optimizer="muon"), None),
             "muon_fsdp": (dict(parallel="fsdp", optimizer="muon"), None),
             "from_one_ddp": (dict(parallel="ddp", resume="auto"), None),
@@ -159,7 +161,7 @@ def assert_same_run(out, alone, slack=1e-5):
 
 
 @unix_only
-@pytest.mark.parametrize("name", ["ddp", "fsdp", "ddp_micro", "fsdp_micro"])
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "ddp_micro", "fsdp_micro", "fsdp_again"])
 def test_two_processes_train_like_one_with_the_same_batch(together, alone, name):
     assert_same_run(together[0] / name, alone)
 
@@ -321,9 +323,18 @@ def test_a_device_without_collectives_is_refused(monkeypatch):
 @pytest.mark.parametrize("changes, complaint", [
     (dict(batch_size=5), "--batch_size 5 must be divisible by the 2 processes"),
     (dict(micro_batch_size=4), "--micro_batch_size 4 must divide the 2 windows of each process")])
-def test_a_batch_that_two_processes_cannot_share_is_refused_by_both(text, tmp_path, changes, complaint):
-    c = config(text, tmp_path / "run", **changes)
-    for rank in (0, 1):
-        with pytest.raises(InputError, match=complaint):
-            train.train(c, torch.device("cpu"), torch.float32, Process(rank, 2, rank), None)
-    assert not (tmp_path / "run").exists()
+def test_a_batch_that_two_processes_cannot_share_is_refused_before_anything_is_written(text, tmp_path, monkeypatch, changes,
+                                                                                        complaint):
+    monkeypatch.setattr(train, "process_group", lambda *arguments: contextlib.nullcontext(Process(1, 2, 1)))
+    with pytest.raises(InputError, match=complaint):
+        train.main(config(text, tmp_path / "run", tokens=str(tmp_path / "tokens"), **changes))
+    assert not (tmp_path / "run").exists() and not (tmp_path / "tokens").exists()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    for name, value in dict(TORCHELASTIC_RUN_ID="x", RANK="1", WORLD_SIZE="2", LOCAL_RANK="1").items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="fewer GPUs .1. than torchrun starts processes"):
+        with process_group("ddp", "cuda"):
+            pass

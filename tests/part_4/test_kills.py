@@ -53,13 +53,13 @@ def kill(process, out, log, chance, in_a_save):
         started = time.monotonic()  # whatever it is then at, the start included
     while process.is_alive():
         if in_a_save:
-            is_saving = bool(list(out.glob("step_*.pt.tmp")))
+            is_saving = bool(list(out.glob("step_*.pt.*tmp")))
             saves -= is_saving and not seen
             seen = is_saving
             if seen and saves <= 0 and log_file(out) != log:
                 os.kill(process.pid, signal.SIGSTOP)
                 time.sleep(0.002)
-                if list(out.glob("step_*.pt.tmp")):  # it is held in the middle of a save
+                if list(out.glob("step_*.pt.*tmp")):  # it is held in the middle of a save
                     break
                 os.kill(process.pid, signal.SIGCONT)
         else:
@@ -96,7 +96,7 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_like_one_that_was_not(tmp
                 path.unlink()
             continue
         kills += 1
-        in_saves += bool(list(out.glob("step_*.pt.tmp")))
+        in_saves += bool(list(out.glob("step_*.pt.*tmp")))
         if checkpoint_files(out):
             state, path, damages = load_newest(out)
             assert damages == [] and path == checkpoint_files(out)[0]  # a kill damages nothing

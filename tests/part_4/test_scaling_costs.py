@@ -47,9 +47,9 @@ def test_sharing_divides_the_state_alone_and_recomputing_shrinks_the_activations
     shared = training_memory(config, 8000, 8, True, 4, False)
     again = training_memory(config, 8000, 8, True, 4, True)
     # 4 x 64 = 256 tokens; a block 256 x (30 x 32 + 8 x 48) = 344,064; recomputed 3 inputs of 256 x 32 x 4 = 32,768 each
-    assert alone == (128_000, 3 * 344_064, 14 * 256 * 1000)
-    assert shared == (16_000, 3 * 344_064, 14 * 256 * 1000)
-    assert again == (16_000, 3 * 32_768 + 344_064, 14 * 256 * 1000)
+    assert alone == (128_000, 16_000, 3 * 344_064, 14 * 256 * 1000)
+    assert shared == (16_000, 16_000, 3 * 344_064, 14 * 256 * 1000)
+    assert again == (16_000, 16_000, 3 * 32_768 + 344_064, 14 * 256 * 1000)
 
 
 def test_a_day_is_86400_seconds_of_the_used_share_of_the_peak():

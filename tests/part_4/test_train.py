@@ -419,3 +419,15 @@ def test_a_gradient_scaler_changes_nothing_but_roundings(text, tmp_path, monkeyp
     assert all(torch.allclose(plain[name], scaled[name], atol=1e-6) for name in plain)
     # Twice as large after every 3 good updates, 12 in all, the resume included.
     assert load_checkpoint(checkpoint_files(tmp_path / "scaled")[0])["scaler"]["scale"] == 64 * 2**4
+
+
+def test_a_table_of_positions_that_is_shorter_than_a_sample_ends_the_sample(text, tmp_path):
+    train.main(config(text, tmp_path / "run", steps=1, positions="learned", block_size=8))
+    assert records(tmp_path / "run", "samples.jsonl")[0]["text"].startswith("The")
+
+
+def test_evaluation_in_parts_is_evaluation(text, tmp_path):
+    whole, parts = (train.main(config(text, tmp_path / name, steps=1, eval_windows=5, micro_batch_size=size))
+                    for name, size in (("whole", None), ("parts", 2)))  # windows of 2, 2 and 1
+    assert parts[0]["val_loss"] == pytest.approx(whole[0]["val_loss"], rel=1e-6)
+    assert parts[-1]["val_loss"] == pytest.approx(whole[-1]["val_loss"], rel=1e-6)
