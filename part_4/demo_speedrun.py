@@ -5,7 +5,7 @@
 
 Characters, at most a million weights. The last tenth of the text is for validation, and each of its characters but the first
 is predicted once; evaluations do not count as training time. After the sprint comes the ladder that led to it: each rung is
-the one before with one more idea. What to see: how many times shorter each idea makes the way to the same loss.
+the one before with one more idea and the rates that suit it. What to see: how much shorter each makes the way to that loss.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -154,8 +154,8 @@ def draw(runs, config):
         bars.invert_yaxis()
         bars.grid(False)
         bars.margins(x=0.25)
-        caption = ("Right: each rung is the one above it with the change that it is named after. Left: the same runs in the "
-                   f"same colours. The last one goes {caption[0].lower()}{caption[1:]}")
+        caption = ("Right: each rung is the one above it with the idea that it is named after, and rates that suit it. "
+                   f"Left: the same runs in the same colours. The last one goes {caption[0].lower()}{caption[1:]}")
     return save_figure(
         fig, figure_path(__file__, "speedrun", config.quick), command=command_line(__file__, config),
         caption=f"{caption}. Each dot is the loss of the whole validation split; the clock stands still meanwhile.",
