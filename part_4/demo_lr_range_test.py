@@ -20,7 +20,7 @@ from part_2.dataset import get_batch
 from part_2.loss import cross_entropy
 from part_3.modern_gpt import ModernGPT
 from part_3.side_by_side import ComparisonConfig
-from part_4.optimizer import build_optimizers
+from part_4.optimizer import build_optimizers, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,8 @@ def range_test(config, name, seed, tokens, rates, device, dtype):
         model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        set_learning_rate(optimizers, lr)
         for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
             optimizer.step()
     return curve
 

@@ -22,7 +22,7 @@ from part_2.loss import cross_entropy
 from part_3.modern_gpt import ModernGPT
 from part_3.side_by_side import ComparisonConfig
 from part_4.lr_schedule import SCHEDULES
-from part_4.optimizer import OPTIMIZERS, build_optimizers
+from part_4.optimizer import OPTIMIZERS, build_optimizers, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ def train(config, seed, warmup_steps, tokens, device, dtype):
         model.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        lr = SCHEDULES[config.schedule](step, config.steps, config.lr, config.lr / 10, warmup_steps)
+        set_learning_rate(optimizers, lr)
         for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = SCHEDULES[config.schedule](step, config.steps, config.lr, config.lr / 10, warmup_steps)
             optimizer.step()
         losses.append(loss.item())
     val_batch = get_batch(val_tokens, 64, config.block_size, torch.Generator().manual_seed(0))

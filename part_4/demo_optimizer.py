@@ -24,7 +24,7 @@ from part_2.loss import cross_entropy
 from part_2.optimization import warmup_cosine
 from part_3.modern_gpt import ModernGPT
 from part_3.side_by_side import ComparisonConfig
-from part_4.optimizer import build_optimizers, orthogonalise
+from part_4.optimizer import build_optimizers, orthogonalise, set_learning_rate
 
 STYLES = {"SGD": dict(color=GREEN, linestyle=":"), "AdamW": dict(color=ORANGE), "Muon": dict(color=BLUE, linestyle="--")}
 
@@ -72,9 +72,8 @@ def train(config, seed, tokens, device, dtype):
             cross_entropy(logits, targets).backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             lr = warmup_cosine(step, config.steps, lrs[name], lrs[name] / 10, config.steps // 10)
+            set_learning_rate(optimizers[name], lr)
             for optimizer in optimizers[name]:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
                 optimizer.step()
             synchronize(device)
             runs[name][1].append(time.perf_counter() - started)

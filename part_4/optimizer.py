@@ -160,3 +160,10 @@ def build_optimizers(model, name, lr, beta2, weight_decay, fused=True):
     # With tied embeddings nothing is left to decay; a distributed checkpoint cannot restore an empty group.
     groups = [group for group in groups if group["params"]]
     return [*optimizers, torch.optim.AdamW(groups, lr=lr, betas=(0.9, beta2), fused=fused)]
+
+
+def set_learning_rate(optimizers, lr):
+    """Let all weights of a list of optimizers learn at `lr` from now on."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr

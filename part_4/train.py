@@ -23,36 +23,23 @@ from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 from part_0.cli import InputError, run_script
-from part_0.device import (grad_scaler, peak_memory, pick_device, pick_precision, rng_state, set_rng_state, set_seed,
-                           synchronize)
+from part_0.device import grad_scaler, peak_memory, pick_device, pick_precision, set_seed, synchronize
 from part_0.roofline import matmul_peak
 from part_2.evaluate import figures_of_merit, split_losses, windows_loss
-from part_2.run_directory import cut_records, refuse_other_flags, start_run
+from part_2.run_directory import cut_records, start_run
 from part_3.generate import generate
 from part_3.modern_gpt import ModernGPT, attention_maps
-from part_4.checkpoint import StopRequest, checkpoint_files, give_second_name, load_newest, save_numbered
-from part_4.distributed import (from_main, full_state, gather, parallelise, process_group, set_full_state,
-                                sum_over_processes)
+from part_4.checkpoint import StopRequest, checkpoint_files, give_second_name, save_numbered
+from part_4.distributed import from_main, parallelise, process_group, sum_over_processes
 from part_4.grad_accumulation import accumulate_gradients
 from part_4.lr_schedule import SCHEDULES
-from part_4.optimizer import build_optimizers
-from part_4.run_corpus import make_corpus
+from part_4.optimizer import build_optimizers, set_learning_rate
 from part_4.prepare_data import open_tokens
-from part_4.run_logger import RunLogger, load_wandb, step_flops, update_ratio
-from part_4.token_dataset import get_batch
 from part_4.run_config import MAY_CHANGE, Config
-
-
-@dataclasses.dataclass
-class Progress:
-    """How far a run is; goes into its checkpoints."""
-
-    step: int = 0
-    seconds: float = 0.0  # of training, without evaluation
-    save_seconds: float = 0.0
-    best: float = math.inf  # validation loss so far, ...
-    best_step: int = 0  # ... and where it was
-    skipped: int = 0  # updates in a row
+from part_4.run_corpus import make_corpus
+from part_4.run_logger import RunLogger, load_wandb, step_flops, update_ratio
+from part_4.run_state import Progress, find_checkpoint, restore, snapshot
+from part_4.token_dataset import get_batch
 
 
 def build_model(config, vocab_size, device):
@@ -93,14 +80,11 @@ def main(config):
         load_wandb()  # or refuse, before anything is written
     with process_group(config.parallel, device.type) as process:
         config.n_micro(process.world_size)  # or refuse, before anything is written
-        found = {"state": None, "path": None}  # the checkpoint to go on from; emptied when it has been taken up
-        if config.resume == "yes" or (config.resume == "auto" and checkpoint_files(config.out)):
-            found["state"], found["path"], damages = load_newest(config.out)
-            refuse_other_flags(config, found["state"]["config"], MAY_CHANGE)
-            for damage in damages if process.is_main else []:
-                tqdm.write(f"{damage}; the one before it is used")
-        if len(set(gather(found["path"] and found["path"].name))) > 1:
-            raise InputError(f"the processes found different checkpoints: --out {config.out} must be a folder that all see")
+        state, path, damages = find_checkpoint(config, MAY_CHANGE)
+        for damage in damages if process.is_main else []:
+            tqdm.write(f"{damage}; the one before it is used")
+        found = {"state": state, "path": path}  # so that the state can be let go once it has been taken up
+        del state
         quiet = None if process.is_main else True  # None: no bar where output is no terminal
         with tqdm(desc="reading the text", unit="B", unit_scale=True, leave=False, disable=quiet) as bar:
             corpus = from_main(process, lambda: make_corpus(config, found["state"], bar.update))
@@ -132,12 +116,7 @@ def train(config, device, dtype, process, corpus, found, stop):
         if resumed["data_hash"] != data_hash:
             raise InputError(f"{out} was started with another text than --data {config.data} is now: start anew in another "
                              "--out")
-        set_full_state(model, optimizers, resumed["model"], resumed["optimizer"])
-        if resumed["scaler"]:  # empty unless the run was in fp16
-            scaler.load_state_dict(resumed["scaler"])
-        if len(resumed["rng"]) == process.world_size:  # with another number dropout starts from the seed again
-            set_rng_state(resumed["rng"][process.rank])
-        now = Progress(**resumed["progress"])
+        now = restore(resumed, model, optimizers, scaler, process.rank)
         say(f"going on from {found['path']}")
         if process.is_main:
             cut_records(out, now.step)
@@ -150,13 +129,10 @@ def train(config, device, dtype, process, corpus, found, stop):
 
     def save(is_best):
         started = time.perf_counter()
-        model_state, optimizer_state = full_state(model, optimizers)
-        rng = gather(rng_state())
+        state = snapshot(now, model, optimizers, scaler, config=dataclasses.asdict(config), data_hash=data_hash,
+                         model_config=dataclasses.asdict(model.config), tokenizer=tokenizer.state())
         if process.is_main:
-            save_numbered(out, {
-                "step": now.step, "progress": dataclasses.asdict(now), "model": model_state, "optimizer": optimizer_state,
-                "scaler": scaler.state_dict(), "rng": rng, "config": dataclasses.asdict(config), "data_hash": data_hash,
-                "model_config": dataclasses.asdict(model.config), "tokenizer": tokenizer.state()}, config.keep_last, is_best)
+            save_numbered(out, state, config.keep_last, is_best)
         now.save_seconds += time.perf_counter() - started
 
     bar = tqdm(total=config.steps, initial=now.step, unit="step", disable=None if process.is_main else True)
@@ -179,8 +155,7 @@ def train(config, device, dtype, process, corpus, found, stop):
 
         started = time.perf_counter()
         lr = SCHEDULES[config.schedule](now.step, config.steps, config.lr, config.min_lr, config.warmup_steps)
-        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
-            group["lr"] = lr
+        set_learning_rate(optimizers, lr)
         inputs, targets = get_batch(train_tokens, config.seed, now.step, config.batch_size, config.block_size,
                                     process.rank, process.world_size)
         loss = accumulate_gradients(parallel, inputs.to(device), targets.to(device), n_micro, dtype, scaler)
