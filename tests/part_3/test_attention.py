@@ -213,8 +213,8 @@ def test_short_attention_serves_training_in_bf16_on_short_texts_alone(T, dtype, 
     with torch.set_grad_enabled(grad):
         grouped_attention(*tensors, causal=True)
         assert len(calls) == taken
-        grouped_attention(*tensors, mask=torch.ones(T, T, dtype=torch.bool))
-        assert len(calls) == taken  # a mask is not its business
+        grouped_attention(*tensors, mask=torch.ones(T, T, dtype=torch.bool), causal=True)
+        assert len(calls) == taken  # a mask is not its business, and comes before causal
 
 
 def test_short_attention_in_bf16_is_close_to_fp32():

@@ -331,6 +331,17 @@ def test_a_batch_that_two_processes_cannot_share_is_refused_before_anything_is_w
     assert not (tmp_path / "run").exists() and not (tmp_path / "tokens").exists()
 
 
+@pytest.mark.parametrize("others", [None, "step_00000004.pt"])
+def test_processes_that_find_different_checkpoints_are_refused(text, tmp_path, monkeypatch, others):
+    out = tmp_path / "run"
+    train.main(config(text, out))
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    monkeypatch.setattr("part_4.run_state.gather", lambda mine: [mine, others])
+    with pytest.raises(InputError, match="found different checkpoints: --out .* must be a folder that all see"):
+        train.main(config(text, out, resume="auto"))
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
 def test_more_processes_than_gpus_are_refused(monkeypatch):
     monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
     for name, value in dict(TORCHELASTIC_RUN_ID="x", RANK="1", WORLD_SIZE="2", LOCAL_RANK="1").items():
