@@ -13,7 +13,7 @@ from part_4.lr_schedule import SCHEDULES
 from part_4.optimizer import OPTIMIZERS
 
 RUNS = Path(__file__).resolve().parent / "runs"
-MAY_CHANGE = {  # flags that a resumed run may give anew; precision and the like change roundings, so the end is not the same
+MAY_CHANGE = {  # flags that a resumed run may give anew; those that change roundings change the end by as much
     "out", "tokens", "tokenizer", "device", "precision", "resume", "quick", "preset", "save_every", "keep_last", "log_every",
     "micro_batch_size", "parallel", "compile", "activation_checkpointing", "wandb", "max_skips", "eval_tokens"}
 PRESETS = {
