@@ -50,9 +50,9 @@ def scaled_initialisation(model, n_layer):
     """GPT-2's initialisation: weights from N(0, 0.02), biases 0. The two projections of each block that write to the
     residual stream get 0.02 / sqrt(2L), so that the stream's variance does not grow with the depth L."""
     for name, parameter in model.named_parameters():
-        if name.endswith(("attention.project.weight", "feed_forward.contract.weight")):
+        if name.endswith(("project.weight", "contract.weight")):
             parameter.normal_(0, 0.02 / math.sqrt(2 * n_layer))
-        elif parameter.ndim == 2:
+        elif parameter.ndim >= 2:  # a matrix, or a stack of them
             parameter.normal_(0, 0.02)
         elif name.endswith("bias"):
             parameter.zero_()

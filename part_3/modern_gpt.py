@@ -40,20 +40,26 @@ CACHES = {"static": StaticCache, "rolling": RollingCache, "streaming": Streaming
 class ModernBlock(nn.Module):
     """The pre-norm block of lesson 1.7 with the pieces that the config names: (B, T, C) in, (B, T, C) out."""
 
-    def __init__(self, config):
+    def __init__(self, config, feed_forward=None):
+        """feed_forward: the module that stands after the second norm; the config's own when None."""
         super().__init__()
         C, bias = config.d_model, config.bias
         self.norm_1 = make_norm(config)
         self.attention = Attention(C, config.n_head, config.n_kv_head, bias, config.qk_norm, config.dropout,
                                    config.norm_eps)
         self.norm_2 = make_norm(config)
-        self.feed_forward = (SwiGLU if config.mlp == "swiglu" else FeedForward)(C, config.d_hidden, bias=bias)
+        self.feed_forward = make_feed_forward(config) if feed_forward is None else feed_forward
         self.dropout = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
 
     def forward(self, x, **options):
         """x: (B, T, C); options: those of `Attention.forward`. Returns (B, T, C)."""
         x = x + self.dropout(self.attention(self.norm_1(x), **options))
         return x + self.dropout(self.feed_forward(self.norm_2(x)))
+
+
+def make_feed_forward(config, layer=0):
+    """The feed-forward layer that the config names, the same in every block."""
+    return (SwiGLU if config.mlp == "swiglu" else FeedForward)(config.d_model, config.d_hidden, bias=config.bias)
 
 
 def make_norm(config):
@@ -66,7 +72,8 @@ def make_norm(config):
 class ModernGPT(nn.Module):
     """A decoder-only language model from the pieces of Part 3. The names of its weights are those of Part 2's GPT."""
 
-    def __init__(self, config):
+    def __init__(self, config, feed_forward=make_feed_forward):
+        """feed_forward: called with the config and the number of a block, gives its feed-forward layer."""
         super().__init__()
         self.config = config
         self.token_embedding = nn.Embedding(config.vocab_size, config.d_model)
@@ -74,7 +81,7 @@ class ModernGPT(nn.Module):
             encoding = LearnedPositionalEncoding if config.positions == "learned" else SinusoidalPositionalEncoding
             self.position_embedding = encoding(config.block_size, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(ModernBlock(config) for _ in range(config.n_layer))
+        self.blocks = nn.ModuleList(ModernBlock(config, feed_forward(config, layer)) for layer in range(config.n_layer))
         self.norm = make_norm(config)
         self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
         scaled_initialisation(self, config.n_layer)

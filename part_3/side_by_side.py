@@ -47,9 +47,13 @@ class ComparisonConfig:
             raise InputError(f"--d_model {self.d_model} must be divisible by --n_head {self.n_head}")
 
     def model_config(self, **changes):
-        """The ModernGPT of these sizes with `changes`."""
+        """The shape of a ModernGPT of these sizes with `changes`."""
         return ModernGPTConfig(**dict(vocab_size=256, block_size=self.block_size, n_layer=self.n_layer, n_head=self.n_head,
                                       d_model=self.d_model) | changes)
+
+    def build_model(self, **changes):
+        """The model of these sizes with `changes`, with fresh weights."""
+        return ModernGPT(self.model_config(**changes))
 
     def load_tokens(self):
         """Training and validation part of the corpus, as bytes: two (N,) tensors."""
@@ -83,12 +87,13 @@ def step_time_ratios(runs, others):
     return [median(mine / other for mine, other in zip(*pair)) for pair in zip(runs.seconds, others.seconds)]
 
 
-def compare(config, variants, observe=None, n_evals=20):
+def compare(config, variants, observe=None, n_evals=20, auxiliary_loss=None, after_update=None):
     """Train every variant from every seed.
 
-    config: a ComparisonConfig; variants: name to the changes of `config.model_config`; observe: called with the model after
-    each backward pass of the second half, before clipping. The learning rate warms up over a tenth of the steps. Returns
-    name to Runs; the models are in eval mode.
+    config: a ComparisonConfig; variants: name to the arguments of `config.build_model`; observe: called with the model after
+    each backward pass of the second half, before clipping; auxiliary_loss, after_update: called with the model after each
+    forward pass, for a scalar to add to the loss, and after each step (lesson 5.1). The learning rate warms up over a tenth
+    of the steps. Returns name to Runs; the models are in eval mode.
     """
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
@@ -101,7 +106,7 @@ def compare(config, variants, observe=None, n_evals=20):
         optimizers = {}
         for name, changes in variants.items():
             set_seed(seed)
-            model = ModernGPT(config.model_config(**changes)).to(device)
+            model = config.build_model(**changes).to(device)
             optimizers[name] = torch.optim.AdamW(parameter_groups(model, 0.1), betas=(0.9, 0.99), fused=True)
             results[name].models.append(model)
             for series in (results[name].val_loss, results[name].seconds, results[name].observed):
@@ -124,6 +129,8 @@ def compare(config, variants, observe=None, n_evals=20):
                 with autocast(device, dtype):
                     logits = runs.models[-1](inputs)
                 loss = cross_entropy(logits, targets)
+                if auxiliary_loss is not None:
+                    loss = loss + auxiliary_loss(runs.models[-1])
                 optimizer.zero_grad(set_to_none=True)
                 loss.backward()
                 if observe is not None and step >= config.steps // 2:
@@ -132,6 +139,8 @@ def compare(config, variants, observe=None, n_evals=20):
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 optimizer.step()
+                if after_update is not None:
+                    after_update(runs.models[-1])
                 synchronize(device)
                 runs.seconds[-1].append(time.perf_counter() - started)
                 bar.update()

@@ -4,7 +4,8 @@
 
 Gradients add up, so N micro-batches give what one batch N times as large gives, if every token weighs the same: each
 micro-batch's *sum* is divided by the count of the whole batch. The mean of micro-batch means is something else as soon as
-they hold different numbers of targets, as they do where prompts or padding are masked.
+they hold different numbers of targets, as they do where prompts or padding are masked. A loss of a model's own layers
+(lesson 5.1) is no sum over tokens: of it the mean over micro-batches is taken.
 """
 
 import torch
@@ -14,13 +15,15 @@ from part_0.device import autocast
 from part_4.distributed import gradient_sync, sum_over_processes, world_size
 
 
-def accumulate_gradients(model, inputs, targets, n_micro=1, dtype=torch.float32, scaler=None, ignore_index=-100):
+def accumulate_gradients(model, inputs, targets, n_micro=1, dtype=torch.float32, scaler=None, ignore_index=-100,
+                         auxiliary_loss=None):
     """Add the gradient of the batch's mean loss to the weights' `.grad`, one micro-batch after the other.
 
     model: called with (b, T) tokens, gives logits (b, T, V); may be DDP or FSDP, then the mean is over the batches of all
     processes. inputs, targets: (B, T) int64 on the model's device, `n_micro` dividing B; dtype: the matrix products'
-    precision; scaler: fp16's, scales the gradients. Returns the mean loss in nats, a scalar without graph, the same in
-    every process. ValueError when `n_micro` does not divide B, or when there is no target to learn from.
+    precision; scaler: fp16's, scales the gradients; auxiliary_loss: called after each forward pass, gives a scalar that is
+    added to the loss. Returns the mean loss in nats without it, a scalar without graph, the same in every process.
+    ValueError when `n_micro` does not divide B, or when there is no target to learn from.
     """
     if n_micro < 1 or len(inputs) % n_micro:
         raise ValueError(f"a batch of {len(inputs)} cannot be split into {n_micro} micro-batches of one size")
@@ -37,6 +40,8 @@ def accumulate_gradients(model, inputs, targets, n_micro=1, dtype=torch.float32,
             losses = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=ignore_index, reduction="sum")
             loss = losses / n_kept
             scaled = loss * world_size()  # DDP and FSDP take the mean over processes; a sum is wanted
+            if auxiliary_loss is not None:
+                scaled = scaled + auxiliary_loss() / n_micro
             (scaled if scaler is None else scaler.scale(scaled)).backward()
         total += loss.detach()
     if world_size() > 1:

@@ -8,6 +8,7 @@ from typing import ClassVar
 from part_0.cli import QUICK_HELP, InputError, check_positive, option
 from part_2.byte_tokenizer import N_BYTES
 from part_3 import train as part_3_train
+from part_3.modern_gpt import ModernGPT
 from part_4.distributed import PARALLEL
 from part_4.lr_schedule import SCHEDULES
 from part_4.optimizer import OPTIMIZERS
@@ -85,6 +86,10 @@ class Config(part_3_train.Config):
     def model_config(self, vocab_size):
         """The ModernGPTConfig of these flags."""
         return dataclasses.replace(super().model_config(vocab_size), d_hidden=self.d_hidden)
+
+    def build_model(self, vocab_size):
+        """The model of these flags, with fresh weights."""
+        return ModernGPT(self.model_config(vocab_size))
 
     def n_micro(self, world_size):
         """Micro-batches a step in each of `world_size` processes. InputError when the batch cannot be divided so."""

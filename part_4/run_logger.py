@@ -22,6 +22,11 @@ from part_2.checkpoint import write_json
 from part_2.run_directory import append_record
 
 
+def active_params(model):
+    """Weights that one token uses: all but those of the experts that it does not choose (lesson 5.2)."""
+    return model.n_params() - sum(getattr(module, "n_idle", 0) for module in model.modules())
+
+
 def step_flops(model, n_tokens, block_size):
     """FLOPs that a training step needs: 6 for each weight that multiplies and each token, and attention's own products.
 
@@ -31,7 +36,7 @@ def step_flops(model, n_tokens, block_size):
     config = model.config
     looked_up = 0 if config.tie_embeddings else model.token_embedding.weight.numel()
     attention = 3 * 4 * config.d_model * config.n_layer * (block_size + 1) / 2
-    return training_flops(model.n_params() - looked_up, n_tokens) + attention * n_tokens
+    return training_flops(active_params(model) - looked_up, n_tokens) + attention * n_tokens
 
 
 def update_ratio(before, parameters):

@@ -28,7 +28,7 @@ from part_0.roofline import matmul_peak
 from part_2.evaluate import figures_of_merit, split_losses, windows_loss
 from part_2.run_directory import cut_records, start_run
 from part_3.generate import generate
-from part_3.modern_gpt import ModernGPT, attention_maps
+from part_3.modern_gpt import attention_maps
 from part_4.checkpoint import StopRequest, checkpoint_files, give_second_name, save_numbered
 from part_4.distributed import from_main, parallelise, process_group, sum_over_processes
 from part_4.grad_accumulation import accumulate_gradients
@@ -45,7 +45,7 @@ from part_4.token_dataset import get_batch
 def build_model(config, vocab_size, device):
     """The model with the weights of its seed; recomputing and compiled if the flags say so."""
     set_seed(config.seed)
-    model = ModernGPT(config.model_config(vocab_size)).to(device)
+    model = config.build_model(vocab_size).to(device)
     if config.activation_checkpointing:
         for block in model.blocks:
             block.forward = functools.partial(recompute, block.forward, use_reentrant=False)
@@ -72,8 +72,12 @@ def evaluate(model, batch, tokenizer, dtype, logger, now, config):
     return val_loss
 
 
-def main(config):
-    """Train. Returns the history: the dicts of metrics.jsonl in order, the summary last."""
+def main(config, auxiliary_loss=None, after_update=None):
+    """Train. Returns the history: the dicts of metrics.jsonl in order, the summary last.
+
+    For models whose layers have something to add (part_5), functions of the model: auxiliary_loss, called after each forward
+    pass, gives a scalar to add to the loss; after_update, called once a step, gives numbers to log by name.
+    """
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
     if config.wandb:
@@ -89,14 +93,14 @@ def main(config):
         with tqdm(desc="reading the text", unit="B", unit_scale=True, leave=False, disable=quiet) as bar:
             corpus = from_main(process, lambda: make_corpus(config, found["state"], bar.update))
         with StopRequest() as stop:  # from here on a signal ends the run with a checkpoint
-            return train(config, device, dtype, process, corpus, found, stop)
+            return train(config, device, dtype, process, corpus, found, stop, auxiliary_loss, after_update)
 
 
-def train(config, device, dtype, process, corpus, found, stop):
+def train(config, device, dtype, process, corpus, found, stop, auxiliary_loss=None, after_update=None):
     """The run, as each of its processes sees it; rank 0 alone prints and writes.
 
     corpus: what `make_corpus` gave; found: the "state" and "path" of the checkpoint to go on from, or None; stop: a
-    `StopRequest`.
+    `StopRequest`; the rest as of `main`.
     """
     out, say = Path(config.out), tqdm.write if process.is_main else lambda line: None
     n_micro, now, resumed = config.n_micro(process.world_size), Progress(), found.pop("state")
@@ -158,7 +162,8 @@ def train(config, device, dtype, process, corpus, found, stop):
         set_learning_rate(optimizers, lr)
         inputs, targets = get_batch(train_tokens, config.seed, now.step, config.batch_size, config.block_size,
                                     process.rank, process.world_size)
-        loss = accumulate_gradients(parallel, inputs.to(device), targets.to(device), n_micro, dtype, scaler)
+        loss = accumulate_gradients(parallel, inputs.to(device), targets.to(device), n_micro, dtype, scaler,
+                                    auxiliary_loss=auxiliary_loss and functools.partial(auxiliary_loss, model))
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
@@ -171,6 +176,7 @@ def train(config, device, dtype, process, corpus, found, stop):
                 scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         scaler.update()  # its scale is lowered where a gradient was not finite
+        extra = {} if after_update is None else after_update(model)
         synchronize(device)
         now.skipped = 0 if is_finite else now.skipped + 1
         now.seconds += time.perf_counter() - started
@@ -180,6 +186,7 @@ def train(config, device, dtype, process, corpus, found, stop):
             logger.record(now.step, tokens=(now.step + 1) * tokens_per_step, seconds=now.seconds, loss=loss.item(), lr=lr,
                           grad_norm=grad_norm, update_ratio=update_ratio(before, list(model.parameters())),
                           tokens_per_second=per_second, mfu=flops * per_second / tokens_per_step / peak,
+                          **{name: float(value) for name, value in extra.items()},
                           **({"memory_gib": memory / 2**30} if (memory := peak_memory(device)) else {}))
             bar.set_postfix(loss=f"{loss.item():.3f}", tokens_per_second=f"{per_second:,.0f}", refresh=False)
             logged, logged_seconds = now.step + 1, now.seconds

@@ -24,6 +24,16 @@ from torch import nn
 SCORES = ("softmax", "sigmoid")
 
 
+def check_choice(n_expert, top_k, score):
+    """ValueError unless `top_k` of `n_expert` experts can be chosen by `score`."""
+    if n_expert < 1:
+        raise ValueError(f"n_expert must be at least 1, not {n_expert}")
+    if not 1 <= top_k <= n_expert:
+        raise ValueError(f"top_k must be from 1 to n_expert {n_expert}, not {top_k}")
+    if score not in SCORES:
+        raise ValueError(f"score must be one of {', '.join(SCORES)}, not {score}")
+
+
 class Routing(NamedTuple):
     """What a router decided for N tokens, all of it in fp32."""
 
@@ -37,8 +47,9 @@ def route(logits, top_k, score="softmax", renormalise=True, bias=None):
     """Choose `top_k` experts for each token. Returns a Routing.
 
     logits: (N, E) fp32; score: of SCORES, what makes fitness of a logit; renormalise: the weights of a token sum to 1;
-    bias: (E,) fp32, added for the choice alone.
+    bias: (E,) fp32, added for the choice alone. ValueError for a choice that cannot be made.
     """
+    check_choice(logits.shape[-1], top_k, score)
     scores = logits.softmax(dim=-1) if score == "softmax" else logits.sigmoid()  # (N, E)
     experts = (scores if bias is None else scores + bias).topk(top_k, dim=-1).indices  # (N, K)
     weights = scores.gather(-1, experts)
@@ -57,12 +68,7 @@ class Router(nn.Module):
         `bias` (E,) is a buffer, not a weight: no gradient reaches it. ValueError for a choice that cannot be made.
         """
         super().__init__()
-        if n_expert < 1:
-            raise ValueError(f"n_expert must be at least 1, not {n_expert}")
-        if not 1 <= top_k <= n_expert:
-            raise ValueError(f"top_k must be from 1 to n_expert {n_expert}, not {top_k}")
-        if score not in SCORES:
-            raise ValueError(f"score must be one of {', '.join(SCORES)}, not {score}")
+        check_choice(n_expert, top_k, score)
         self.n_expert, self.top_k, self.score = n_expert, top_k, score
         self.renormalise = top_k > 1 if renormalise is None else renormalise
         self.gate = nn.Linear(d_model, n_expert, bias=False)
@@ -73,7 +79,7 @@ class Router(nn.Module):
         """x: (N, C). Returns a Routing; noise, if any, is drawn in training mode alone."""
         with torch.autocast(x.device.type, enabled=False):
             x = x.float()
-            logits = self.gate(x)  # (N, E)
+            logits = F.linear(x, self.gate.weight.float())  # (N, E); the weights too may be held in bf16
             if self.noise is not None and self.training:
-                logits = logits + torch.randn_like(logits) * F.softplus(self.noise(x))
+                logits = logits + torch.randn_like(logits) * F.softplus(F.linear(x, self.noise.weight.float()))
             return route(logits, self.top_k, self.score, self.renormalise, self.bias)

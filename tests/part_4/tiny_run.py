@@ -63,11 +63,11 @@ def before_update(monkeypatch, n_done, action):
     """Call `action` when so many updates have been done in this process, just before the next one."""
     original, calls = train.accumulate_gradients, []
 
-    def accumulate_gradients(*arguments):
+    def accumulate_gradients(*arguments, **options):
         if len(calls) == n_done:
             action()
         calls.append(1)
-        return original(*arguments)
+        return original(*arguments, **options)
 
     monkeypatch.setattr(train, "accumulate_gradients", accumulate_gradients)
 

@@ -1,0 +1,69 @@
+"""Lesson 5.3 - train a model with experts: Part 4's loop, word for word, with the layers of this part in the model.
+
+    python3 part_5/train.py                              8 experts, 2 for each token, in every layer
+    python3 part_5/train.py --moe_every 2                experts in every second layer
+    python3 part_5/train.py --alpha 0.5                  dense layer and experts side by side
+    python3 part_5/train.py --first_dense 1 --n_shared 1 --score sigmoid --balance_weight 0 --bias_rate 0.001
+
+
+The last is DeepSeek-V3's way. Everything else (the run directory, resuming, several processes) is as in part_4/train.py;
+balance and z-loss, entropy of the load and dropped choices are logged beside the loss.
+"""
+import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import ClassVar
+
+from part_0.cli import QUICK_HELP, option, run_script
+from part_4 import train as part_4_train
+from part_5.hybrid import HybridConfig, after_update, auxiliary_loss, hybrid_gpt
+from part_5.router import SCORES
+
+RUNS = Path(__file__).resolve().parent / "runs"
+
+
+@dataclass(frozen=True)
+class Config(part_4_train.Config):
+    """All flags of part_5/train.py; those that are not here are Part 4's."""
+
+    out: str = option(str(RUNS / "train"), "the run directory")
+    n_expert: int = option(8, "experts in a layer")
+    top_k: int = option(2, "experts that a token chooses")
+    d_expert: int | None = option(None, "inner width of an expert; d_hidden / (top_k + n_shared) if left out")
+    n_shared: int = option(0, "experts that every token uses besides")
+    moe_every: int = option(1, "experts in every n-th layer")
+    first_dense: int = option(0, "layers at the bottom without experts")
+    alpha: float | None = option(None, "a dense layer beside the experts, with this weight; none if left out")
+    score: str = option("softmax", "what makes an expert's score of its logit", SCORES)
+    noisy: bool = option(False, "learned noise on the router's logits in training")
+    capacity_factor: float | None = option(None, "in training an expert takes this times its even share and drops the rest; "
+                                           "all if left out")
+    balance_weight: float = option(0.01, "factor of the load-balancing loss")
+    z_weight: float = option(0.001, "factor of the router's z-loss")
+    bias_rate: float = option(0.0, "a step of the routers' balancing bias (DeepSeek-V3: 0.001); 0 for none")
+    quick: bool = option(False, QUICK_HELP)
+    QUICK: ClassVar[dict] = part_4_train.Config.QUICK | dict(out=str(RUNS / "quick"))
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.model_config(self.vocab_size)  # or refuse, before anything is written
+
+    def model_config(self, vocab_size):
+        """The HybridConfig of these flags."""
+        shape = asdict(super().model_config(vocab_size))
+        return HybridConfig(**shape, **{field.name: getattr(self, field.name) for field in fields(HybridConfig)
+                                        if field.name not in shape and hasattr(self, field.name)})
+
+    def build_model(self, vocab_size):
+        """The model of these flags, with fresh weights."""
+        return hybrid_gpt(self.model_config(vocab_size))
+
+
+def main(config):
+    """Train. Returns the history, as Part 4's main does."""
+    return part_4_train.main(config, auxiliary_loss, after_update)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)
