@@ -26,8 +26,8 @@ def expert_load(experts, n_expert):
 def load_balancing_loss(probabilities, experts):
     """E sum_i f_i P_i over the N tokens of a batch, a scalar: 1 where load and probabilities are even.
 
-    probabilities: (N, E), rows sum to 1; experts: (N, K) int64, all K choices count. Where f and P order the experts alike it
-    is at least 1 (Chebyshev's sum inequality); below 1 it is only while they disagree.
+    probabilities: (N, E), rows sum to 1; experts: (N, K) int64, all K choices count. Where f and P order the experts alike
+    it is at least 1 (Chebyshev's sum inequality); below 1 it is only while they disagree.
     """
     n_expert = probabilities.shape[-1]
     share = expert_load(experts, n_expert) / experts.numel()  # f, (E,)
@@ -50,10 +50,11 @@ def updated_bias(bias, load, rate):
 def load_entropy(load):
     """The entropy of the load's shares over its highest value, ln E: 1 is even, 0 is all on one expert.
 
-    load: (..., E) counts, E at least 2 and not all zero. Returns (...).
+    load: (..., E) counts, not all zero. Returns (...); a single expert is even.
     """
-    share = load / load.sum(dim=-1, keepdim=True)
-    return torch.special.entr(share).sum(dim=-1) / math.log(load.shape[-1])
+    entropy = torch.special.entr(load / load.sum(dim=-1, keepdim=True)).sum(dim=-1)
+    highest = math.log(load.shape[-1])
+    return entropy / highest if highest else torch.ones_like(entropy)
 
 
 def max_violation(load):

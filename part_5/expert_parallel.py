@@ -3,12 +3,13 @@
     rows of my tokens, by expert --all-to-all--> rows of my experts, by sender --sort--> Experts --and all the way back-->
 
 Tokens are split over the processes as in data parallelism (lesson 4.2), experts are split too (Lepikhin et al. 2020, GShard,
-section 3; Fedus et al. 2021, Switch Transformer, section 5.3). Router, shared experts and all else are the same everywhere.
+section 3; Fedus et al. 2021, Switch Transformer, section 5). Router, shared experts and all else are the same everywhere.
 So gradients differ:
 
     all else    each process has those of its own tokens: sum or average them over the processes, as ever
     experts     the owner has them of every process's tokens already, summed: no exchange, and nothing to sum up.
-                Where the others are averaged, divide these by P.
+                Where the others are averaged, divide these by P. DDP must not see them: at its start it would give all
+                processes rank 0's weights, and average after.
 
 The M = N K rows of a process go out and come back, 2 M C numbers a forward pass and as many in the backward pass, of which
 (P - 1) / P leave it where load is even. Capacity, balance loss and load are each process's own, from its own tokens.
@@ -23,7 +24,10 @@ from part_5.moe import MoE
 
 
 class AllToAll(torch.autograd.Function):
-    """torch's all-to-all, which has no gradient, with one: each row's gradient goes back the way the row came."""
+    """torch's all-to-all, which has no gradient, with one: each row's gradient goes back the way the row came.
+
+    torch has had one in torch.distributed.nn, which newer versions call deprecated in favour of one without a public name.
+    """
 
     @staticmethod
     def forward(ctx, rows, n_out, n_in, group):

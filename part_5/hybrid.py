@@ -2,13 +2,14 @@
 
     block l:   x <- x + Attention(norm(x));   x <- x + F_l(norm(x))
     F_l = SwiGLU                                   l < first_dense, or not every `moe_every`-th
-    F_l = MoE                                      every other block
+    F_l = MoE                                      in all other blocks
     F_l = alpha SwiGLU + (1 - alpha) MoE           in its place, with a blend alpha: 1 is dense, 0 is MoE
 
-GShard and the Switch Transformer have experts in every second layer, DeepSeek-V3 in all but the first three: the first
-layers' tokens are not yet told apart well enough to be routed. The blend of both is as in Snowflake's Arctic and, with alpha
-1/2, their sum up to a factor. An expert is as wide as the dense layer divided by the number of experts that a token uses,
-rounded up to a multiple of 8, so both have about the same active weights unless d_expert says otherwise.
+GShard and the Switch Transformer have experts in every second layer, DeepSeek-V3 in all but the first three: Dai et al.
+(2024, DeepSeekMoE) saw the load of the first layer settle last. With alpha 1/2 the blend is, up to a factor, the sum of a
+dense layer and experts as in Snowflake's Arctic. An expert is as wide as the dense layer divided by the number of experts
+that a token uses, rounded up to a multiple of 8, so that both have about the same active weights unless d_expert says
+otherwise.
 """
 
 import math
@@ -139,6 +140,7 @@ def after_update(model):
     for layer, own_load in zip(layers, load):
         layer.router.bias.copy_(updated_bias(layer.router.bias, own_load, model.config.bias_rate))
         layer.load, layer.n_dropped = 0, 0
+        layer.balance_loss, layer.z_loss = layer.balance_loss.detach(), layer.z_loss.detach()  # the graph may go
     return {"balance_loss": statistics.mean(layer.balance_loss.item() for layer in layers),
             "z_loss": statistics.mean(layer.z_loss.item() for layer in layers),
             "load_entropy": load_entropy(load).mean().item(), "max_violation": max_violation(load).mean().item(),

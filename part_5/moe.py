@@ -54,7 +54,7 @@ class MoE(nn.Module):
         """d_model: width C; d_hidden: inner width of each expert; n_expert: E; top_k: K; n_shared: experts for all tokens;
         the rest as of `Router`. ValueError for a layer that cannot be built."""
         super().__init__()
-        for name, value, least in (("d_hidden", d_hidden, 1), ("n_shared", n_shared, 0)):
+        for name, value, least in (("d_model", d_model, 1), ("d_hidden", d_hidden, 1), ("n_shared", n_shared, 0)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, not {value}")
         if capacity_factor is not None and not 0 < capacity_factor < math.inf:
@@ -81,8 +81,8 @@ class MoE(nn.Module):
 
         owners = choices % N  # whose choice it is, (M,)
         weights = routing.weights.T.flatten()[choices]
-        rows = self.experts(tokens[owners], ends)  # (M, C)
-        y = torch.zeros_like(tokens, dtype=rows.dtype).index_add(0, owners, rows * weights[:, None].to(rows.dtype))
+        rows = self.experts(tokens.index_select(0, owners), ends)  # (M, C); tokens[owners] has a slower backward pass
+        y = torch.zeros_like(tokens, dtype=rows.dtype).index_add_(0, owners, rows * weights[:, None].to(rows.dtype))
         if self.shared is not None:
             y = y + self.shared(tokens)
         return y.reshape(x.shape)

@@ -5,7 +5,6 @@
     python3 part_5/train.py --alpha 0.5                  dense layer and experts side by side
     python3 part_5/train.py --first_dense 1 --n_shared 1 --score sigmoid --balance_weight 0 --bias_rate 0.001
 
-
 The last is DeepSeek-V3's way. Everything else (the run directory, resuming, several processes) is as in part_4/train.py;
 balance and z-loss, entropy of the load and dropped choices are logged beside the loss.
 """

@@ -10,7 +10,7 @@ from tests.repository import ROOT, SCRIPTS, module_of, relative
 SIZES = {"steps", "batch_size", "block_size", "n_layer", "n_head", "d_model", "n_tokens", "n_positions", "n_batches",
          "n_examples", "n_queries", "n_seed", "n_new", "n_bars", "n_samples", "n_bytes", "lr", "max_width", "n_windows",
          "n_streams", "stride", "factor", "threads", "n_prompt", "n_rounds", "n_kills", "n_steps", "n_process", "n_micro",
-         "micro_batch_size", "max_skips", "eval_windows", "save_every", "keep_last", "n_eval", "target", "budget"}
+         "micro_batch_size", "max_skips", "eval_windows", "save_every", "keep_last", "n_eval", "target", "budget", "n_expert", "top_k", "n_shown"}
 SPECIAL = [  # script, flags, what the line must say
     ("part_1/demo_positional_encoding.py", ["--d_model", "7"], "even"),
     ("part_1/demo_visualize_multi_head.py", ["--d_model", "30"], "divisible"),
@@ -83,6 +83,22 @@ SPECIAL = [  # script, flags, what the line must say
     ("part_4/demo_scaling.py", ["--mfu", "2"], "mfu"),
     ("part_4/demo_speedrun.py", ["--data", "{tmp}/empty.txt"], "no text"),
     ("part_4/demo_throughput.py", ["--n_micro", "5"], "divide"),
+    ("part_5/train.py", ["--top_k", "9"], "n_expert 8"),
+    ("part_5/train.py", ["--alpha", "1.5"], "alpha"),
+    ("part_5/train.py", ["--capacity_factor", "0"], "capacity_factor"),
+    ("part_5/train.py", ["--moe_every", "9"], "moe_every"),
+    ("part_5/train.py", ["--first_dense", "4"], "first_dense"),
+    ("part_5/train.py", ["--n_shared", "-1"], "n_shared"),
+    ("part_5/train.py", ["--balance_weight", "-1"], "balance_weight"),
+    ("part_5/train.py", ["--d_expert", "0"], "d_expert"),
+    ("part_5/train.py", ["--score", "relu"], "relu"),
+    ("part_5/train.py", ["--mlp", "gelu"], "gelu"),
+    ("part_5/demo_balancing.py", ["--top_k", "9"], "n_expert 8"),
+    ("part_5/demo_hybrid.py", ["--alpha", "-1"], "alpha"),
+    ("part_5/demo_comparison.py", ["--top_k", "17"], "n_expert 16"),
+    ("part_5/demo_specialisation.py", ["--checkpoint", "{tmp}/none.pt"], "python3 part_5/train.py"),
+    ("part_5/demo_specialisation.py", ["--checkpoint", "{tmp}/binary"], "no checkpoint"),
+    ("part_5/demo_specialisation.py", ["--data", "{tmp}/empty.txt"], "no"),
 ]
 
 

@@ -149,3 +149,45 @@ def test_the_matrix_products_run_in_the_precision_asked_for_and_the_loss_in_fp32
     rounded = F.cross_entropy(torch.cat(seen).double().flatten(0, 1), targets.flatten()).item()
     assert loss.item() == pytest.approx(rounded, rel=1e-6)
     assert (gradients(model) - grad).norm() < 0.05 * grad.norm()
+
+
+@pytest.mark.parametrize("n_micro", [1, 4])
+def test_a_loss_of_the_layers_is_added_as_its_mean_over_micro_batches_and_is_not_in_the_loss_returned(n_micro):
+    # The mean over 16 B/n positions of a function of the activations that is no mean over tokens: the square of one.
+    inputs, targets = batch()
+    targets = unevenly_masked(targets)  # which targets are kept makes no difference to it
+
+    def layers_loss(hidden):
+        return 3 * hidden.mean().square() + hidden.amax()
+
+    expected, grad = in_one(inputs, targets)
+    other = make_model()
+    sum(layers_loss(other.hidden_states(x)) / n_micro for x in inputs.chunk(n_micro)).backward()
+    for parameter in other.parameters():  # it does not reach the head
+        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+    model, seen, calls = make_model(), [], []
+    model.norm.register_forward_hook(lambda module, arguments, result: seen.append(result))
+
+    def auxiliary_loss():
+        calls.append(len(seen))
+        return layers_loss(seen[-1])
+
+    loss = accumulate_gradients(model, inputs, targets, n_micro, auxiliary_loss=auxiliary_loss)
+    assert calls == list(range(1, n_micro + 1))  # after each forward pass
+    assert loss.item() == pytest.approx(expected, rel=1e-6) and not loss.requires_grad
+    assert gradients(other).norm() > 0.1 * grad.norm()
+    assert torch.allclose(gradients(model), grad + gradients(other), rtol=1e-4, atol=1e-6)
+
+
+def test_the_scaler_scales_a_loss_of_the_layers_too_and_a_number_is_one():
+    inputs, targets = batch()
+    grads = []
+    for scaler in (None, torch.amp.GradScaler("cpu", init_scale=2.0**10)):
+        model = make_model()
+        accumulate_gradients(model, inputs, targets, 2, scaler=scaler,
+                             auxiliary_loss=lambda model=model: model.norm.weight.square().sum())
+        grads.append(gradients(model))
+    assert torch.allclose(grads[1] / 2**10, grads[0], atol=1e-6)
+    model = make_model()
+    accumulate_gradients(model, inputs, targets, 2, auxiliary_loss=lambda: 0.0)  # a dense model has nothing to add
+    assert torch.allclose(gradients(model), in_one(inputs, targets)[1], atol=1e-6)

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from part_0.cli import InputError
 from part_3.attention import scaled_dot_product_attention
 from part_3.modern_gpt import ModernGPT, ModernGPTConfig
-from part_4.run_logger import RunLogger, attention_grid, step_flops, update_ratio
+from part_4.run_logger import RunLogger, active_params, attention_grid, step_flops, update_ratio
 
 TINY = dict(vocab_size=40, block_size=32, n_layer=2, n_head=4, d_model=16, n_kv_head=2, d_hidden=24)
 
@@ -166,3 +166,12 @@ def test_wandb_gets_the_flags_every_record_and_the_final_figures(tmp_path, monke
     assert options["dir"] == str(tmp_path) and finish == ("finish",)
     assert [call[:2] for call in logged] == [("log", 0), ("log", 1), ("log", 2), ("log", 3)]
     assert logged[1][2] == {"loss": 1.0, "lr": 0.1} and fake.summary == {"val_loss": 0.6, "steps": 3}
+
+
+def test_weights_that_a_token_does_not_use_cost_nothing():
+    model = ModernGPT(ModernGPTConfig(**TINY))
+    n_params, flops = model.n_params(), step_flops(model, 96, 32)
+    assert active_params(model) == n_params
+    model.blocks[0].feed_forward.n_idle, model.blocks[1].feed_forward.n_idle = 700, 52  # as a layer of experts says it
+    assert active_params(model) == n_params - 752 and model.n_params() == n_params
+    assert step_flops(model, 96, 32) == flops - 6 * 96 * 752

@@ -270,9 +270,9 @@ def test_seconds_are_those_of_training_alone_and_go_on_after_a_resume(text, tmp_
     gradients, evaluation, save = train.accumulate_gradients, train.windows_loss, train.save_numbered
 
     def slowly(function, seconds):
-        def slow(*arguments):
+        def slow(*arguments, **options):
             clock[0] += seconds
-            return function(*arguments)
+            return function(*arguments, **options)
         return slow
 
     monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
@@ -293,9 +293,9 @@ def test_seconds_are_those_of_training_alone_and_go_on_after_a_resume(text, tmp_
 def test_mfu_is_the_share_of_the_machine_s_peak(text, tmp_path, monkeypatch):
     clock, gradients = [0.0], train.accumulate_gradients
 
-    def slow(*arguments):
+    def slow(*arguments, **options):
         clock[0] += 0.5
-        return gradients(*arguments)
+        return gradients(*arguments, **options)
 
     monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
     monkeypatch.setattr(train, "accumulate_gradients", slow)
@@ -336,8 +336,8 @@ def spoil(monkeypatch, steps, how):
     """Make the updates numbered in `steps` useless; returns the weights and moments before each update, and at the end."""
     original, seen = train.accumulate_gradients, []
 
-    def accumulate_gradients(model, *arguments):
-        loss = original(model, *arguments)
+    def accumulate_gradients(model, *arguments, **options):
+        loss = original(model, *arguments, **options)
         seen.append([weight.detach().clone() for weight in model.parameters()])
         if len(seen) - 1 in steps:
             if how == "gradient":
@@ -379,7 +379,7 @@ def test_too_many_skips_in_a_row_end_the_run_and_name_the_newest_checkpoint(text
     assert "\n" not in str(refusal.value)
     assert load_model(checkpoint_files(out)[0])[2]["step"] == 8
     with monkeypatch.context() as patch:
-        patch.setattr(train, "accumulate_gradients", lambda *arguments: torch.tensor(math.nan))
+        patch.setattr(train, "accumulate_gradients", lambda *arguments, **options: torch.tensor(math.nan))
         with pytest.raises(InputError, match="checkpoint is none"):
             train.main(config(text, tmp_path / "other", max_skips=1))
 

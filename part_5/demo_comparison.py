@@ -1,0 +1,81 @@
+"""Lesson 5.3 - what do experts buy? Dense and mixture-of-experts models, compared by tokens, by FLOPs and by the clock.
+
+Trains three models from three seeds on the same batches: a dense one; one with experts that uses as many weights for each
+token, so the same FLOPs; and a dense one with as many weights as that has in all. What to see: left, whether the experts are
+closer to the large model than to the small one; middle, that they need the FLOPs of the small one; right, what dispatching
+costs on this machine at this size.
+"""
+import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
+
+from dataclasses import dataclass
+from statistics import mean
+from typing import ClassVar
+
+import numpy as np
+
+from part_0.cli import QUICK_HELP, command_line, option, run_script
+from part_0.plotting import BLUE, GREEN, ORANGE, band, figure_path, plt, save_figure
+from part_3.modern_config import ModernGPTConfig
+from part_3.side_by_side import ComparisonConfig, compare, describe, step_time_ratios
+from part_4.run_logger import active_params, step_flops
+from part_5.hybrid import HybridConfig, after_update, auxiliary_loss, hybrid_gpt
+
+
+@dataclass(frozen=True)
+class Config(ComparisonConfig):
+    steps: int = option(400, "optimizer steps of each run")
+    lr: float = option(2e-3, "highest learning rate")
+    n_layer: int = option(2, "Transformer blocks")
+    d_hidden: int = option(64, "inner width of the small dense model's feed-forward layers")
+    n_expert: int = option(16, "experts in a layer")
+    top_k: int = option(2, "experts that a token chooses, each of d_hidden / top_k")
+    quick: bool = option(False, QUICK_HELP)
+    QUICK: ClassVar[dict] = dict(steps=4, batch_size=2, block_size=16, d_model=16, n_seed=2)
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.build_model(n_expert=self.n_expert)  # or refuse
+
+    def build_model(self, **changes):
+        sizes = dict(vocab_size=256, block_size=self.block_size, n_layer=self.n_layer, n_head=self.n_head,
+                     d_model=self.d_model, d_hidden=self.d_hidden) | changes
+        return hybrid_gpt(HybridConfig(**sizes, top_k=self.top_k) if "n_expert" in changes else ModernGPTConfig(**sizes))
+
+
+def main(config):
+    large = config.d_hidden * config.n_expert // config.top_k
+    variants = {"dense, same active weights": {}, "experts": dict(n_expert=config.n_expert),
+                "dense, same weights in all": dict(d_hidden=large)}
+    results = compare(config, variants, auxiliary_loss=auxiliary_loss, after_update=after_update)
+    fig, axes = plt.subplots(1, 3, figsize=(12, 4.6), sharey=True)
+    tokens_per_step = config.batch_size * config.block_size
+    for (name, runs), color, line in zip(results.items(), (ORANGE, BLUE, GREEN), (":", "-", "--")):
+        model = runs.models[0]
+        late = len(runs.steps) // 4  # the steep first quarter would hide the bands
+        steps, losses = np.array(runs.steps[late:]), [losses[late:] for losses in runs.val_loss]
+        flops = step_flops(model, tokens_per_step, config.block_size)
+        seconds = mean(np.median(times) for times in runs.seconds)
+        for ax, factor in zip(axes, (tokens_per_step / 1e3, flops / 1e12, seconds)):
+            band(ax, steps * factor, losses, color=color, linestyle=line, label=name)
+        print(f"{describe(name, runs)}   {active_params(model):,} active, {flops / tokens_per_step / 1e6:.2f} MFLOP a token")
+    for name in list(variants)[1:]:
+        ratios = step_time_ratios(results[name], results[next(iter(variants))])
+        print(f"a step of '{name}' takes {', '.join(f'{ratio:.2f}' for ratio in ratios)} times the small dense model's")
+    axes[0].set(xlabel="tokens (thousands)", ylabel="validation loss (nats per byte)", title="by tokens")
+    axes[1].set(xlabel="training FLOPs (TFLOP)", title="by FLOPs")
+    axes[2].set(xlabel="training time (s)", title="by the clock, here")
+    axes[0].legend(fontsize=10)
+    weights = [runs.models[0].n_params() for runs in results.values()]
+    active = active_params(results["experts"].models[0])
+    path = save_figure(
+        fig, figure_path(__file__, "comparison", config.quick), title="Experts: more weights for the same FLOPs",
+        caption=f"The same text and batches, {config.n_seed} seeds, mean and range. Dotted: dense, {weights[0]:,} weights. "
+                f"Solid: {config.n_expert} experts a layer, {config.top_k} for each token, {weights[1]:,} weights of which "
+                f"{active:,} are active. Dashed: dense, {weights[2]:,} weights. The same losses over the tokens read, the "
+                "FLOPs needed, and the seconds of the median step.",
+        command=command_line(__file__, config))
+    print(path)
+
+
+if __name__ == "__main__":
+    run_script(main, Config, __doc__)
