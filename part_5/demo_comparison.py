@@ -24,10 +24,10 @@ from part_5.hybrid import HybridConfig, after_update, auxiliary_loss, hybrid_gpt
 @dataclass(frozen=True)
 class Config(ComparisonConfig):
     steps: int = option(400, "optimizer steps of each run")
-    lr: float = option(2e-3, "highest learning rate")
+    lr: float = option(1e-3, "highest learning rate")
     n_layer: int = option(2, "Transformer blocks")
     d_hidden: int = option(64, "inner width of the small dense model's feed-forward layers")
-    n_expert: int = option(16, "experts in a layer")
+    n_expert: int = option(8, "experts in a layer")
     top_k: int = option(2, "experts that a token chooses, each of d_hidden / top_k")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(steps=4, batch_size=2, block_size=16, d_model=16, n_seed=2)

@@ -31,7 +31,7 @@ KINDS = {"dense": "#DDDDDD", "experts": BLUE, "both": SKY}
 @dataclass(frozen=True)
 class Config(ComparisonConfig):
     steps: int = option(150, "optimizer steps of each run")
-    lr: float = option(2e-3, "highest learning rate")
+    lr: float = option(1e-3, "highest learning rate")
     n_layer: int = option(4, "Transformer blocks")
     n_expert: int = option(8, "experts in a layer")
     top_k: int = option(2, "experts that a token chooses")

@@ -102,9 +102,10 @@ def draw_dispatch(ax, n_tokens=6, n_expert=4):
         ax.text(2, row, token + 1, ha="center", va="center", fontsize=10)
         ax.barh(y, 0.8 * weight, 1.2, left=3.6 + filled[token], color=color)
         filled[token] += 0.8 * weight
+    for token in range(n_tokens):
+        ax.barh(2 * token + 0.5, 0.4, 1.2, color="0.85")
         for x in (0.2, 4):
-            ax.text(x, y, token + 1, ha="center", va="center")
-    ax.barh([2 * token + 0.5 for token in range(n_tokens)], 0.4, 1.2, color="0.85")
+            ax.text(x, 2 * token + 0.5, token + 1, ha="center", va="center")
     ax.invert_yaxis()
     ax.grid(False)
     ax.spines[:].set_visible(False)

@@ -86,7 +86,8 @@ class ExpertParallel(Experts):
 
         rows = AllToAll.apply(x, n_out, n_in, self.group)
         order, own_ends = by_expert(received)
-        rows = super().forward(rows[order], own_ends)[order.argsort()]  # sorted, and back in the order they came in
+        rows = super().forward(rows.index_select(0, order), own_ends)
+        rows = rows.index_select(0, order.argsort())  # back in the order they came in
         return AllToAll.apply(rows, n_in, n_out, self.group)
 
 

@@ -31,6 +31,12 @@ def grouped_linear(x, weight, ends):
     return torch.cat([F.linear(rows, matrix) for rows, matrix in zip(parts, weight.unbind())])
 
 
+def product_dtype(x):
+    """The dtype in which matrix products of x run here: autocast's where that is on, else x's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 class GroupedLinear(nn.Module):
     """E linear layers without bias, of one shape."""
 
@@ -42,10 +48,9 @@ class GroupedLinear(nn.Module):
 
     def forward(self, x, ends):
         """As `grouped_linear`; under autocast in its dtype."""
-        device, weight = x.device.type, self.weight
-        if torch.is_autocast_enabled(device):  # which does not know grouped products
-            dtype = torch.get_autocast_dtype(device)
-            x, weight = x.to(dtype), weight.to(dtype)
+        weight = self.weight
+        if torch.is_autocast_enabled(x.device.type):  # which itself does not know grouped products
+            x, weight = x.to(product_dtype(x)), weight.to(product_dtype(x))
         return grouped_linear(x, weight, ends)
 
 

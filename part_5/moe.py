@@ -20,7 +20,7 @@ from torch import nn
 
 from part_3.swiglu import SwiGLU
 from part_5.balancing import expert_load, load_balancing_loss, router_z_loss
-from part_5.experts import Experts
+from part_5.experts import Experts, product_dtype
 from part_5.router import Router
 
 
@@ -81,7 +81,8 @@ class MoE(nn.Module):
 
         owners = choices % N  # whose choice it is, (M,)
         weights = routing.weights.T.flatten()[choices]
-        rows = self.experts(tokens.index_select(0, owners), ends)  # (M, C); tokens[owners] has a slower backward pass
+        # Converted before there are K of each; and the backward pass of tokens[owners] is slower than an index-select's.
+        rows = self.experts(tokens.to(product_dtype(tokens)).index_select(0, owners), ends)  # (M, C)
         y = torch.zeros_like(tokens, dtype=rows.dtype).index_add_(0, owners, rows * weights[:, None].to(rows.dtype))
         if self.shared is not None:
             y = y + self.shared(tokens)

@@ -6,7 +6,8 @@
     python3 part_5/train.py --first_dense 1 --n_shared 1 --score sigmoid --balance_weight 0 --bias_rate 0.001
 
 The last is DeepSeek-V3's way. Everything else (the run directory, resuming, several processes) is as in part_4/train.py;
-balance and z-loss, entropy of the load and dropped choices are logged beside the loss.
+balance and z-loss, entropy of the load and dropped choices are logged beside the loss. Balance loss and capacity look at the
+tokens of one micro-batch in one process: resumed with others, a run goes on, but to another end.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -43,10 +44,6 @@ class Config(part_4_train.Config):
     bias_rate: float = option(0.0, "a step of the routers' balancing bias (DeepSeek-V3: 0.001); 0 for none")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = part_4_train.Config.QUICK | dict(out=str(RUNS / "quick"))
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.model_config(self.vocab_size)  # or refuse, before anything is written
 
     def model_config(self, vocab_size):
         """The HybridConfig of these flags."""

@@ -147,3 +147,9 @@ def test_an_experts_rows_do_not_depend_on_those_of_others():
     changed[2:4] = torch.randn(2, 16)
     before, after = (experts(rows, ends_of((2, 2, 2))) for rows in (x, changed))
     assert (before != after).any(dim=1).tolist() == [False, False, True, True, False, False]
+
+
+@WIDTHS
+def test_without_autocast_dtypes_must_agree(d_model, d_hidden):
+    with pytest.raises(RuntimeError, match="dtype|type"):
+        Experts(2, d_model, d_hidden)(torch.randn(4, d_model).bfloat16(), ends_of((2, 2)))

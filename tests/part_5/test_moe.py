@@ -295,10 +295,12 @@ def test_under_bf16_autocast_choices_are_those_of_fp32_and_outputs_close():
         with torch.autocast("cpu", torch.bfloat16):
             return layer(x)
 
-    (full, exact), load = gradients(layer, x, layer, grad), layer.load
+    (full, exact), routing = gradients(layer, x, layer, grad), (layer.load, layer.balance_loss, layer.z_loss)
     layer.load = 0
     reduced, close = gradients(layer, x, lambda x: autocast(x).float(), grad)
-    assert torch.equal(load, layer.load) and autocast(x).dtype == torch.bfloat16
+    for ours, theirs in zip((layer.load, layer.balance_loss, layer.z_loss), routing):
+        assert torch.equal(ours, theirs)  # to the bit: the router sees and computes what it does without autocast
+    assert autocast(x).dtype == torch.bfloat16
     assert (reduced - full).abs().amax() < 0.02 * full.abs().amax()
     for name in exact:
         assert close[name].dtype == torch.float32

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from part_0.cli import InputError, parse_config
+from part_0.device import supported_precisions
 from part_2.checkpoint import load_checkpoint
 from part_4 import train as part_4_train
 from part_4.checkpoint import checkpoint_files
@@ -233,6 +234,36 @@ def test_recomputing_activations_changes_nothing_though_it_counts_each_choice_tw
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-6) for name in theirs)
     assert any(bias.abs().max() > 0 for bias in biases(tmp_path / "True"))
     assert all(map(torch.equal, biases(tmp_path / "True"), biases(tmp_path / "False")))
+
+
+def test_a_step_whose_update_is_skipped_is_counted_once_and_no_more(text, tmp_path, monkeypatch):
+    original, loads, n_calls = part_4_train.accumulate_gradients, [], []
+    after_update = train.after_update
+
+    def accumulate_gradients(*arguments, **options):
+        n_calls.append(1)
+        loss = original(*arguments, **options)
+        return loss * math.nan if len(n_calls) == 6 else loss
+
+    def watched(model):
+        loads.append([layer.load.sum().item() for layer in moe_layers(model)])
+        return after_update(model)
+
+    monkeypatch.setattr(part_4_train, "accumulate_gradients", accumulate_gradients)
+    monkeypatch.setattr(train, "after_update", watched)
+    train.main(config(text, tmp_path / "run"))
+    assert loads == [[4 * 16 * 2] * 2] * 12  # tokens of a batch, two choices each
+    assert [record["step"] for record in training_records(tmp_path / "run")] == [*range(5), *range(6, 12)]
+
+
+@pytest.mark.parametrize("precision", [name for name in supported_precisions(torch.device("cpu")) if name != "fp32"])
+def test_in_reduced_precision_it_learns_nearly_the_same(text, tmp_path, precision):
+    options = dict(steps=40, eval_every=40, save_every=40, n_shared=1, alpha=0.5)
+    reduced, exact = (train.main(config(text, tmp_path / name, precision=name, **options)) for name in (precision, "fp32"))
+    assert reduced[0]["val_loss"] == pytest.approx(exact[0]["val_loss"], rel=1e-3)
+    assert reduced[-1]["val_loss"] == pytest.approx(exact[-1]["val_loss"], rel=0.02)
+    assert exact[-1]["val_loss"] < 0.95 * exact[0]["val_loss"]
+    assert reduced[1]["z_loss"] == pytest.approx(exact[1]["z_loss"], rel=1e-3)
 
 
 def test_mfu_counts_the_weights_that_a_token_uses(text, tmp_path, monkeypatch):
