@@ -153,3 +153,26 @@ def test_an_experts_rows_do_not_depend_on_those_of_others():
 def test_without_autocast_dtypes_must_agree(d_model, d_hidden):
     with pytest.raises(RuntimeError, match="dtype|type"):
         Experts(2, d_model, d_hidden)(torch.randn(4, d_model).bfloat16(), ends_of((2, 2)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_expert_after_the_other_is_the_same_as_all_at_once(dtype, grouped_calls, monkeypatch):
+    torch.manual_seed(0)
+    layer, x, ends = Experts(4, 16, 24), torch.randn(50, 16), ends_of((20, 0, 1, 29))
+    upstream, results = torch.randn(50, 16).to(dtype), []
+    for many, n_calls in ((13, 2), (12, 2)):  # 50 rows are fewer than 13 times 4 experts: two products; then none more
+        monkeypatch.setattr(module, "MANY_ROWS", many)
+        inputs = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            y = layer(inputs, ends)
+        assert y.dtype == dtype and len(grouped_calls) == n_calls
+        results.append([y, *torch.autograd.grad(y, [inputs, *layer.parameters()], upstream)])
+    for one, other in zip(*results):
+        torch.testing.assert_close(one, other)
+    assert results[1][2][1].abs().max() == 0  # expert 1 has no rows: zeros, not None
+
+
+def test_rows_may_lie_in_memory_as_they_like():
+    torch.manual_seed(0)
+    layer, x, ends = Experts(3, 8, 16), torch.randn(8, 9), ends_of((4, 0, 5))
+    torch.testing.assert_close(layer(x.T, ends), layer(x.T.contiguous(), ends))
