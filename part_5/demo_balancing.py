@@ -15,8 +15,9 @@ import numpy as np
 
 from part_0.cli import QUICK_HELP, command_line, option, run_script
 from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, band, figure_path, heatmap, plt, save_figure
-from part_3.side_by_side import ComparisonConfig, compare, describe
-from part_5.hybrid import HybridConfig, after_update, auxiliary_loss, hybrid_gpt, moe_layers
+from part_3.side_by_side import compare, describe
+from part_5.expert_comparison import ExpertComparisonConfig
+from part_5.hybrid import after_update, auxiliary_loss, moe_layers
 
 VARIANTS = {"no balancing": {}, "noisy top-k": dict(noisy=True), "balance loss": dict(balance_weight=0.01),
             "bias": dict(bias_rate=0.01)}  # ten times DeepSeek-V3's rate: its training is some thousand times as long
@@ -24,26 +25,15 @@ STYLES = ((BLACK, ":"), (ORANGE, "-."), (BLUE, "-"), (GREEN, "--"))
 
 
 @dataclass(frozen=True)
-class Config(ComparisonConfig):
+class Config(ExpertComparisonConfig):
     steps: int = option(200, "optimizer steps of each run")
-    n_layer: int = option(2, "Transformer blocks")
-    n_expert: int = option(8, "experts in a layer")
-    top_k: int = option(2, "experts that a token chooses")
     capacity_factor: float = option(1.25, "an expert takes this times its even share, and drops the rest")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(steps=4, batch_size=2, block_size=16, d_model=16, n_seed=2)
 
-    def __post_init__(self):
-        super().__post_init__()
-        self.model_config()  # or refuse
-
-    def model_config(self, **changes):
-        return HybridConfig(256, self.block_size, self.n_layer, self.n_head, self.d_model, n_expert=self.n_expert,
-                            top_k=self.top_k, capacity_factor=self.capacity_factor,
-                            **dict(balance_weight=0.0, z_weight=0.0) | changes)
-
     def build_model(self, **changes):
-        return hybrid_gpt(self.model_config(**changes))
+        changes = dict(balance_weight=0.0, z_weight=0.0, capacity_factor=self.capacity_factor) | changes
+        return super().build_model(**changes)
 
 
 def main(config):

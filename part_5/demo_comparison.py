@@ -13,39 +13,35 @@ from typing import ClassVar
 
 import numpy as np
 
-from part_0.cli import QUICK_HELP, command_line, option, run_script
+from part_0.cli import QUICK_HELP, check_positive, command_line, option, run_script
 from part_0.plotting import BLUE, GREEN, ORANGE, band, figure_path, plt, save_figure
-from part_3.modern_config import ModernGPTConfig
-from part_3.side_by_side import ComparisonConfig, compare, describe, step_time_ratios
+from part_3.side_by_side import compare, describe, step_time_ratios
 from part_4.run_logger import active_params, step_flops
-from part_5.hybrid import HybridConfig, after_update, auxiliary_loss, hybrid_gpt
+from part_5.expert_comparison import ExpertComparisonConfig
+from part_5.hybrid import after_update, auxiliary_loss
 
 
 @dataclass(frozen=True)
-class Config(ComparisonConfig):
+class Config(ExpertComparisonConfig):
     steps: int = option(400, "optimizer steps of each run")
     lr: float = option(1e-3, "highest learning rate")
-    n_layer: int = option(2, "Transformer blocks")
-    d_hidden: int = option(64, "inner width of the small dense model's feed-forward layers")
-    n_expert: int = option(8, "experts in a layer")
-    top_k: int = option(2, "experts that a token chooses, each of d_hidden / top_k")
+    d_model: int = option(96, "model width")
+    d_hidden: int = option(96, "inner width of the small dense model's feed-forward layers; an expert's is this over top_k")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(steps=4, batch_size=2, block_size=16, d_model=16, n_seed=2)
 
     def __post_init__(self):
         super().__post_init__()
-        self.build_model(n_expert=self.n_expert)  # or refuse
+        check_positive(self, "d_hidden")
 
-    def build_model(self, **changes):
-        sizes = dict(vocab_size=256, block_size=self.block_size, n_layer=self.n_layer, n_head=self.n_head,
-                     d_model=self.d_model, d_hidden=self.d_hidden) | changes
-        return hybrid_gpt(HybridConfig(**sizes, top_k=self.top_k) if "n_expert" in changes else ModernGPTConfig(**sizes))
+    def model_config(self, **changes):
+        return super().model_config(**dict(d_hidden=self.d_hidden) | changes)
 
 
 def main(config):
     large = config.d_hidden * config.n_expert // config.top_k
-    variants = {"dense, same active weights": {}, "experts": dict(n_expert=config.n_expert),
-                "dense, same weights in all": dict(d_hidden=large)}
+    variants = {"dense, same active weights": dict(dense=True), "experts": {},
+                "dense, same weights in all": dict(dense=True, d_hidden=large)}
     results = compare(config, variants, auxiliary_loss=auxiliary_loss, after_update=after_update)
     fig, axes = plt.subplots(1, 3, figsize=(12, 4.6), sharey=True)
     tokens_per_step = config.batch_size * config.block_size

@@ -13,41 +13,39 @@ from typing import ClassVar
 
 import matplotlib
 import numpy as np
+import torch
 
 from part_0.cli import QUICK_HELP, command_line, option, run_script
 from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, band, figure_path, plt, save_figure
-from part_3.modern_config import ModernGPTConfig
-from part_3.side_by_side import ComparisonConfig, compare, describe
+from part_3.side_by_side import compare, describe
 from part_4.run_logger import active_params
 from part_5.balancing import load_entropy
-from part_5.hybrid import DenseAndMoE, HybridConfig, after_update, auxiliary_loss, hybrid_gpt, moe_layers
+from part_5.expert_comparison import ExpertComparisonConfig
+from part_5.hybrid import DenseAndMoE, after_update, auxiliary_loss, moe_layers
 from part_5.moe import MoE
 
-VARIANTS = {"dense": {}, "every layer": dict(moe_every=1), "every 2nd": dict(moe_every=2),
-            "all but first": dict(first_dense=1), "blend": dict(alpha=0.5)}
+VARIANTS = {"dense": dict(dense=True), "every layer": dict(moe_every=1), "every 2nd": dict(moe_every=2),
+            "all but first": dict(first_dense=1)}
 KINDS = {"dense": "#DDDDDD", "experts": BLUE, "both": SKY}
 
 
 @dataclass(frozen=True)
-class Config(ComparisonConfig):
+class Config(ExpertComparisonConfig):
     steps: int = option(150, "optimizer steps of each run")
     lr: float = option(1e-3, "highest learning rate")
     n_layer: int = option(4, "Transformer blocks")
-    n_expert: int = option(8, "experts in a layer")
-    top_k: int = option(2, "experts that a token chooses")
     alpha: float = option(0.5, "weight of the dense layer in the blend")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(steps=4, batch_size=2, block_size=16, n_layer=2, d_model=16, n_seed=2)
 
     def __post_init__(self):
         super().__post_init__()
-        self.build_model(alpha=self.alpha, moe_every=2)  # or refuse
+        with torch.device("meta"):
+            for changes in self.variants().values():
+                self.build_model(**changes)  # or refuse
 
-    def build_model(self, **changes):
-        sizes = dict(vocab_size=256, block_size=self.block_size, n_layer=self.n_layer, n_head=self.n_head,
-                     d_model=self.d_model) | changes
-        return hybrid_gpt(HybridConfig(**sizes, n_expert=self.n_expert, top_k=self.top_k) if changes
-                          else ModernGPTConfig(**sizes))
+    def variants(self):
+        return VARIANTS | {"blend": dict(alpha=self.alpha)}
 
 
 def kind(feed_forward):
@@ -63,8 +61,7 @@ def main(config):
             entropies[model].append([load_entropy(layer.load).item() for layer in layers])
         after_update(model)
 
-    variants = VARIANTS | {"blend": dict(alpha=config.alpha)}
-    results = compare(config, variants, auxiliary_loss=auxiliary_loss, after_update=record)
+    results = compare(config, config.variants(), auxiliary_loss=auxiliary_loss, after_update=record)
     fig, (ax_plan, ax_loss, ax_load) = plt.subplots(1, 3, figsize=(12, 4.6), width_ratios=(4, 3, 4))
     for place, (name, runs) in enumerate(results.items()):
         model = runs.models[0]

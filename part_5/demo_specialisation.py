@@ -28,7 +28,7 @@ class Config:
     checkpoint: str = option(str(RUNS / "train" / "best.pt"), "a checkpoint of part_5/train.py")
     data: str = option("python-docs", DATA_HELP)
     n_tokens: int = option(24576, "tokens from the end of the text to look at")
-    n_shown: int = option(330, "of these, how many are shown as coloured text")
+    n_shown: int = option(360, "of these, how many are shown as coloured text")
     seed: int = option(0, "seed of the shuffling that tells chance from meaning")
     device: str = option("auto", "where to run", DEVICES)
     quick: bool = option(False, QUICK_HELP)
@@ -40,12 +40,12 @@ class Config:
 
 def draw_text(ax, pieces, experts):
     """Write the tokens' texts in lines, each on a background of its expert's colour."""
-    column, row, width = 0, 0, 76
+    column, row, width = 0, 0, 118
     for piece, expert in zip(pieces, experts):
         piece = piece.replace("\n", "¶")
         if column + len(piece) > width:
             column, row = 0, row + 1
-        ax.text(column, -row, piece, family="monospace", fontsize=9, va="center", parse_math=False)
+        ax.text(column, -row, piece, family="monospace", fontsize=11, va="center", parse_math=False)
         ax.add_patch(plt.Rectangle((column, -row - 0.45), len(piece), 0.9, color=BACKGROUNDS[expert % len(BACKGROUNDS)],
                                    alpha=0.45, linewidth=0))
         column += len(piece)

@@ -4,8 +4,9 @@
     out_i = (SiLU(rows_i W_gate,i) * rows_i W_up,i) W_down,i
 
 The weights are stacked, (E, out, in), so that one call does all experts: torch's grouped matrix product, on a GPU one kernel
-(as in Gale et al. 2022, MegaBlocks), on a CPU a loop inside torch. There it pays, with many rows, to finish one expert before
-the next: its hidden rows are then still in the cache. An expert without rows has a gradient of zeros, since the stack has one.
+(as in Gale et al. 2022, MegaBlocks), on a CPU a loop inside torch. There it pays, with many rows, to finish one expert
+before the next: its hidden rows are then still in the cache. An expert without rows has a gradient of zeros, since the
+stack has one.
 """
 
 import torch

@@ -28,6 +28,7 @@ class Config(part_4_train.Config):
     """All flags of part_5/train.py; those that are not here are Part 4's."""
 
     out: str = option(str(RUNS / "train"), "the run directory")
+    steps: int = option(400, "optimizer steps")
     n_expert: int = option(8, "experts in a layer")
     top_k: int = option(2, "experts that a token chooses")
     d_expert: int | None = option(None, "inner width of an expert; d_hidden / (top_k + n_shared) if left out")
@@ -39,7 +40,7 @@ class Config(part_4_train.Config):
     noisy: bool = option(False, "learned noise on the router's logits in training")
     capacity_factor: float | None = option(None, "in training an expert takes this times its even share and drops the rest; "
                                            "all if left out")
-    balance_weight: float = option(0.01, "factor of the load-balancing loss")
+    balance_weight: float = option(0.05, "factor of the load-balancing loss; 0.01 is usual in longer runs")
     z_weight: float = option(0.001, "factor of the router's z-loss")
     bias_rate: float = option(0.0, "a step of the routers' balancing bias (DeepSeek-V3: 0.001); 0 for none")
     quick: bool = option(False, QUICK_HELP)

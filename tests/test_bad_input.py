@@ -10,7 +10,8 @@ from tests.repository import ROOT, SCRIPTS, module_of, relative
 SIZES = {"steps", "batch_size", "block_size", "n_layer", "n_head", "d_model", "n_tokens", "n_positions", "n_batches",
          "n_examples", "n_queries", "n_seed", "n_new", "n_bars", "n_samples", "n_bytes", "lr", "max_width", "n_windows",
          "n_streams", "stride", "factor", "threads", "n_prompt", "n_rounds", "n_kills", "n_steps", "n_process", "n_micro",
-         "micro_batch_size", "max_skips", "eval_windows", "save_every", "keep_last", "n_eval", "target", "budget", "n_expert", "top_k", "n_shown"}
+         "micro_batch_size", "max_skips", "eval_windows", "save_every", "keep_last", "n_eval", "target", "budget",
+         "n_expert", "top_k", "n_shown"}
 SPECIAL = [  # script, flags, what the line must say
     ("part_1/demo_positional_encoding.py", ["--d_model", "7"], "even"),
     ("part_1/demo_visualize_multi_head.py", ["--d_model", "30"], "divisible"),
@@ -98,6 +99,8 @@ SPECIAL = [  # script, flags, what the line must say
     ("part_5/demo_balancing.py", ["--top_k", "9"], "n_expert 8"),
     ("part_5/demo_hybrid.py", ["--alpha", "-1"], "alpha"),
     ("part_5/demo_comparison.py", ["--top_k", "9"], "n_expert 8"),
+    ("part_5/demo_comparison.py", ["--d_hidden", "0"], "d_hidden"),
+    ("part_5/demo_balancing.py", ["--capacity_factor", "0"], "capacity_factor"),
     ("part_5/demo_specialisation.py", ["--checkpoint", "{tmp}/none.pt"], "python3 part_5/train.py"),
     ("part_5/demo_specialisation.py", ["--checkpoint", "{tmp}/binary"], "no checkpoint"),
     ("part_5/demo_specialisation.py", ["--data", "{tmp}/empty.txt"], "no"),
