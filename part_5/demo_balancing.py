@@ -44,7 +44,7 @@ def main(config):
         figures[model].append(after_update(model))
 
     results = compare(config, VARIANTS, auxiliary_loss=auxiliary_loss, after_update=record)
-    fig = plt.figure(figsize=(12, 7.5))
+    fig = plt.figure(figsize=(10.4, 6.5))
     top, bottom = fig.subfigures(2, 1, height_ratios=(3, 4))
     ax_loads = top.subplots(1, len(VARIANTS), sharey=True)
     ax_entropy, ax_dropped, ax_loss = bottom.subplots(1, 3)
@@ -52,11 +52,13 @@ def main(config):
     for (name, runs), ax_load, (color, line) in zip(results.items(), ax_loads, STYLES):
         load = np.stack(loads[runs.models[0]], axis=1)  # (E, steps)
         load = load[load[:, -late - 1:].sum(axis=1).argsort()[::-1]] / load.mean(axis=0)  # the busiest at last on top
-        image = heatmap(ax_load, load, xlabel="optimizer step", ylabel="", vmin=0, vmax=3)
+        load = np.stack([part.mean(axis=1) for part in np.array_split(load, min(40, config.steps), axis=1)], axis=1)
+        image = heatmap(ax_load, load, xlabel="optimizer step", ylabel="", vmin=0, vmax=3, interpolation="nearest",
+                        extent=(0, config.steps, config.n_expert, 0))
         ax_load.set(title=name, yticks=[])
         for key, ax in (("load_entropy", ax_entropy), ("dropped", ax_dropped)):
             series = np.array([[figure[key] for figure in figures[model]] for model in runs.models])  # (n_seed, steps)
-            window = max(1, config.steps // 20)  # smoothed, so that four bands can be told apart
+            window = max(1, config.steps // 10)  # smoothed, so that four bands can be told apart
             series = np.stack([np.convolve(run, np.ones(window) / window, "valid") for run in series])
             band(ax, np.arange(series.shape[1]) + window / 2, series, color=color, linestyle=line, label=name)
         final = [losses[-1] for losses in runs.val_loss]

@@ -32,7 +32,8 @@ KINDS = {"dense": "#DDDDDD", "experts": BLUE, "both": SKY}
 @dataclass(frozen=True)
 class Config(ExpertComparisonConfig):
     steps: int = option(150, "optimizer steps of each run")
-    lr: float = option(1e-3, "highest learning rate")
+    batch_size: int = option(8, "windows a step")
+    lr: float = option(2e-3, "highest learning rate")
     n_layer: int = option(4, "Transformer blocks")
     alpha: float = option(0.5, "weight of the dense layer in the blend")
     quick: bool = option(False, QUICK_HELP)

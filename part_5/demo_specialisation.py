@@ -28,7 +28,7 @@ class Config:
     checkpoint: str = option(str(RUNS / "train" / "best.pt"), "a checkpoint of part_5/train.py")
     data: str = option("python-docs", DATA_HELP)
     n_tokens: int = option(24576, "tokens from the end of the text to look at")
-    n_shown: int = option(360, "of these, how many are shown as coloured text")
+    n_shown: int = option(260, "of these, how many are shown as coloured text")
     seed: int = option(0, "seed of the shuffling that tells chance from meaning")
     device: str = option("auto", "where to run", DEVICES)
     quick: bool = option(False, QUICK_HELP)
@@ -70,21 +70,19 @@ def main(config):
     pieces = [tokenizer.decode_bytes([token]) for token in tokens.tolist()]
     classes = torch.tensor([token_class(piece) for piece in pieces])
 
-    fig = plt.figure(figsize=(12, 8))
-    top, bottom = fig.subfigures(2, 1, height_ratios=(6, 5))
-    axes = top.subplots(1, 3, width_ratios=(4, 4, 3))
+    fig, axes = plt.subplots(1, 3, figsize=(12, 4.8), width_ratios=(4, 4, 3))
     for ax, layer in zip(axes, (0, len(layers) - 1)):
         table = lift(classes, experts[layer], len(CLASSES), n_expert)
         image = heatmap(ax, table, xlabel="expert", ylabel="", xticks=range(n_expert),
                         yticks=CLASSES if ax is axes[0] else [""] * len(CLASSES), fmt="{:.1f}" if n_expert <= 8 else None,
-                        vmin=0, vmax=4)
+                        vmin=0, vmax=4, interpolation="nearest")
         ax.set_title(f"{'first' if layer == 0 else 'last'} layer with experts")
         for expert in range(n_expert):
             own = tokens[experts[layer] == expert].bincount(minlength=tokenizer.vocab_size).topk(6)
             common = [repr(tokenizer.decode([token])) for token, n in zip(own.indices.tolist(), own.values) if n]
             print(f"layer {layer} expert {expert}: {(experts[layer] == expert).float().mean():5.1%} of the tokens, most "
                   f"often {' '.join(common)}")
-    top.colorbar(image, ax=axes[1], label="times as often as by chance")
+    fig.colorbar(image, ax=axes[1], label="times as often as by chance")
 
     generator = torch.Generator().manual_seed(config.seed)
     previous = tokens.roll(1)  # the first token of each window sees none; one in `block`
@@ -96,17 +94,23 @@ def main(config):
     axes[2].set(xlabel="layer with experts", ylabel="share of the choice explained", ylim=(0, 1), xticks=range(len(layers)),
                 title="what explains the choice")
     axes[2].legend(fontsize=9)
-    ax = bottom.subplots()
-    draw_text(ax, [piece.decode("utf-8", errors="replace") for piece in pieces[-config.n_shown:]],
-              experts[-1, -config.n_shown:].tolist())
-    ax.set_title("the end of the text; a colour is an expert of the last layer, ¶ a new line")
+    command = command_line(__file__, config)
     print(save_figure(
         fig, figure_path(__file__, "specialisation", config.quick), title="Which tokens go to which expert",
-        caption=f"{len(tokens):,} tokens of text, each by its best expert of {n_expert}. Top left and middle: how many "
-                "times as often a class of tokens goes to an expert as tokens in general do, 1 is no preference. Top right: "
-                "mutual information between the expert and the token, its class, or the token before, as a share of the "
-                "experts' entropy, less what shuffled tokens give. Below: the text itself, coloured by expert.",
-        command=command_line(__file__, config)))
+        caption=f"{len(tokens):,} tokens of text, each by its best expert of {n_expert}. Left and middle: how many times as "
+                "often a class of tokens goes to an expert as tokens in general do, 1 is no preference. Right: mutual "
+                "information between the expert and the token, its class, or the token before, as a share of the experts' "
+                "entropy, less what shuffled tokens give.", command=command))
+    fig, ax = plt.subplots(figsize=(12, 4))
+    draw_text(ax, [piece.decode("utf-8", errors="replace") for piece in pieces[-config.n_shown:]],
+              experts[-1, -config.n_shown:].tolist())
+    ax.legend(handles=[plt.Rectangle((0, 0), 1, 1, color=BACKGROUNDS[e % len(BACKGROUNDS)], alpha=0.45, label=e)
+                       for e in range(n_expert)], title="expert", ncols=8, loc="upper center", bbox_to_anchor=(0.5, 0))
+    print(save_figure(
+        fig, figure_path(__file__, "specialisation_text", config.quick), title="Who reads what: a text by its experts",
+        caption=f"The last {min(config.n_shown, len(pieces))} tokens of the text, each on the colour of its best expert in "
+                "the last layer with experts; ¶ is a new line. Look for what the words of one colour have in common.",
+        command=command))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ class Config(part_4_train.Config):
     """All flags of part_5/train.py; those that are not here are Part 4's."""
 
     out: str = option(str(RUNS / "train"), "the run directory")
-    steps: int = option(400, "optimizer steps")
+    steps: int = option(300, "optimizer steps")
     n_expert: int = option(8, "experts in a layer")
     top_k: int = option(2, "experts that a token chooses")
     d_expert: int | None = option(None, "inner width of an expert; d_hidden / (top_k + n_shared) if left out")
