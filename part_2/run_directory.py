@@ -65,7 +65,8 @@ def _is_run(out):
 def refuse_other_flags(config, flags, may_change):
     """InputError when `config` differs from the `flags` (a dict) that its run was started with, but for `may_change`."""
     if vars(config).keys() != flags.keys():
-        raise InputError(f"the run in {config.out} is of another training script than this: start anew in another --out")
+        raise InputError(f"the run in {config.out} was started by another training script, or an older version of it: "
+                         "start anew in another --out")
     for name, value in flags.items():
         if name not in may_change and getattr(config, name) != value:
             raise InputError(f"{config.out} was started with --{name} {value}, not {getattr(config, name)}: "

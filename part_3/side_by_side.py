@@ -92,8 +92,8 @@ def compare(config, variants, observe=None, n_evals=20, auxiliary_loss=None, aft
 
     config: a ComparisonConfig; variants: name to the arguments of `config.build_model`; observe: called with the model after
     each backward pass of the second half, before clipping; auxiliary_loss, after_update: called with the model after each
-    forward pass, for a scalar to add to the loss, and after each step (lesson 5.1). The learning rate warms up over a tenth
-    of the steps. Returns name to Runs; the models are in eval mode.
+    forward pass, for a scalar to add to the loss, and after each step (part_5/hybrid.py). The learning rate warms up over a
+    tenth of the steps. Returns name to Runs; the models are in eval mode.
     """
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)

@@ -5,8 +5,9 @@
     bias          b_i <- b_i + rate sign(mean load - load_i), once a step
 
 An expert that is chosen more often learns faster and is chosen more often still: left alone, routing collapses. The balance
-loss (Shazeer et al. 2017; Lepikhin et al. 2020, GShard; in this form Fedus et al. 2021, Switch Transformer, equations 4-6)
-is 1 where load is even and E where one expert gets all of K = 1; f has no gradient, so it lowers P where f is high. The
+loss (the idea: Shazeer et al. 2017; Lepikhin et al. 2020, GShard; this form, with K = 1: Fedus et al. 2021, Switch
+Transformer, equations 4-6) counts all K choices here. It is 1 where the load is even, and E where, with K = 1, one expert
+gets every token; f has no gradient, so it lowers P where f is high. The
 z-loss (Zoph et al. 2022, ST-MoE, equation 5) keeps the logits small, where fp32 resolves them well. The bias (Wang et al.
 2024, "Auxiliary-Loss-Free Load Balancing", algorithm 1; DeepSeek-V3, section 2.1.2) changes who is chosen and adds no
 gradient at all that would pull against the task.

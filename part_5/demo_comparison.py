@@ -1,9 +1,9 @@
 """Lesson 5.3 - what do experts buy? Dense and mixture-of-experts models, compared by tokens, by FLOPs and by the clock.
 
-Trains three models from three seeds on the same batches: a dense one; one with experts that uses as many weights for each
-token, so the same FLOPs; and a dense one with as many weights as that has in all. What to see: left, whether the experts are
-closer to the large model than to the small one; middle, that they need the FLOPs of the small one; right, what dispatching
-costs on this machine at this size.
+Trains three models from three seeds on the same batches: a dense one; one with experts, of which each token uses as many
+weights, so the same FLOPs; and a dense one with as many weights as that has in all. What to see: left, whether the experts
+are closer to the large model than to the small one; middle, that they need the FLOPs of the small one; right, what
+dispatching costs on this machine at this size.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -39,7 +39,7 @@ class Config(ExpertComparisonConfig):
 
 
 def main(config):
-    large = config.d_hidden * config.n_expert // config.top_k
+    large = config.n_expert * config.build_model().config.d_expert
     variants = {"dense, same active weights": dict(dense=True), "experts": {},
                 "dense, same weights in all": dict(dense=True, d_hidden=large)}
     results = compare(config, variants, auxiliary_loss=auxiliary_loss, after_update=after_update)

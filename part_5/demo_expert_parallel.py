@@ -72,7 +72,7 @@ def compare(config, rank):
     ours, theirs = passes(moe, x[rank], upstream[rank]), passes(whole, x, upstream)
     dist.all_reduce(ours[-1])  # the router's alone: those of the experts are sums already
     shares = (theirs[0][rank], theirs[1][rank], theirs[2].chunk(P)[rank], theirs[3].chunk(P)[rank], theirs[4])
-    apart = [((our - their).abs().max() / all.abs().max()).item() for our, their, all in zip(ours, shares, theirs)]
+    apart = [((our - their).abs().max() / full.abs().max()).item() for our, their, full in zip(ours, shares, theirs)]
     return apart, moe.load, whole.router(x).logits.detach()
 
 
@@ -104,9 +104,9 @@ def draw(config, apart, rows, logits):
     return save_figure(
         fig, figure_path(__file__, "expert_parallel", config.quick), title="Experts spread over processes",
         caption=f"Left: {P} processes with {E // P} of {E} experts each, on text of their own. Middle: output and gradients "
-                f"are within {max(apart):.0e} of one process's with all of both (dashed: 1e-5). Right: 4 K C numbers a "
-                "token, forward and backward, of which (P - 1)/P leave their process under even load, against 18 K C H "
-                f"FLOPs of its experts; in fp32 with C = {C}, H = {H} and K = 1: {16 * C * (P - 1) // P:,} bytes, "
+                f"differ by {max(apart):.1e} at most from one process's with all of both (dashed: 1e-5). Right: 4 K C "
+                "numbers a token, forward and backward, of which (P - 1)/P leave their process under even load, against "
+                f"18 K C H FLOPs of its experts; in fp32 with C = {C}, H = {H} and K = 1: {16 * C * (P - 1) // P:,} bytes, "
                 f"{18 * C * H:,} FLOPs. Both grow with K; where experts are 1/K as wide, only the bytes do.",
         command=command_line(__file__, config))
 

@@ -2,10 +2,11 @@
 
 Trains the same model from three seeds with experts in every layer, in every second one, in all but the first, and beside the
 dense layers, a blend of both. What to see: how close together the final losses are compared with the spread of the seeds,
-what each arrangement costs in weights, and which layer's load is even last.
+what each arrangement costs in weights, and which layer's load takes longest to become even.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass
 from statistics import mean
@@ -15,8 +16,8 @@ import matplotlib
 import numpy as np
 import torch
 
-from part_0.cli import QUICK_HELP, command_line, option, run_script
-from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, SKY, band, figure_path, plt, save_figure
+from part_0.cli import QUICK_HELP, InputError, command_line, option, run_script
+from part_0.plotting import BLACK, BLUE, SEQUENTIAL, SKY, band, figure_path, plt, save_figure
 from part_3.side_by_side import compare, describe
 from part_4.run_logger import active_params
 from part_5.balancing import load_entropy
@@ -41,6 +42,8 @@ class Config(ExpertComparisonConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.n_layer < 2:
+            raise InputError(f"--n_layer must be at least 2, not {self.n_layer}: one model has experts in every 2nd")
         with torch.device("meta"):
             for changes in self.variants().values():
                 self.build_model(**changes)  # or refuse
@@ -85,7 +88,8 @@ def main(config):
                 title="final validation loss, each seed")
     window = max(1, config.steps // 15)
     series = np.array([entropies[model] for model in results["every layer"].models])  # (n_seed, steps, layers)
-    for layer, color, line in zip(range(series.shape[2]), (BLACK, ORANGE, GREEN, PURPLE), (":", "-.", "--", "-")):
+    colors = plt.colormaps[SEQUENTIAL](np.linspace(0, 0.9, series.shape[2]))
+    for layer, (color, line) in enumerate(zip(colors, itertools.cycle((":", "-.", "--", "-")))):
         smooth = np.stack([np.convolve(run, np.ones(window) / window, "valid") for run in series[:, :, layer]])
         band(ax_load, np.arange(smooth.shape[1]) + window / 2, smooth, color=color, linestyle=line, label=f"block {layer}")
     ax_load.set(xlabel="optimizer step", ylabel="entropy of the load / ln E", title="balance in every layer")
@@ -94,9 +98,9 @@ def main(config):
         fig, figure_path(__file__, "hybrid", config.quick), title="Where the experts are",
         caption=f"Left: {len(results)} models of {config.n_layer} blocks and what stands behind the attention of each. An "
                 f"expert is as wide as the dense layer over {config.top_k}, so all use about as many weights for a token "
-                f"but the blend (alpha {config.alpha:g}), which uses two layers' worth. Middle: final loss, {config.n_seed} "
-                "seeds, the bar is the mean. Right: entropy of each block's load where all have experts (1 is even), mean "
-                f"and range, each point the mean of {window} steps.",
+                f"but the blend (alpha {config.alpha:g}), which uses two such layers' worth. Middle: final loss, "
+                f"{config.n_seed} seeds, the bar is the mean. Right: entropy of each block's load where all have experts (1 "
+                f"is even), mean and range, each point the mean of {window} steps.",
         command=command_line(__file__, config))
     print(path)
 

@@ -3,7 +3,7 @@
 Times forward and backward pass of the MoE layer, of one SwiGLU of K times an expert's hidden width, and of the form that
 older tutorials show, a loop over K x E masks; the three take turns, in every order, and the median of the ratios within a
 round counts. What to see: left, what dispatch does to a handful of tokens; right, that with many tokens the layer costs
-little more than the dense one, and that with few it cannot: every expert's weights are read for a token or two.
+little more than the dense one, and that with few it cannot: every expert's weights are read for a few tokens.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 

@@ -86,13 +86,13 @@ def main(config):
     ax_bias.axhline(1 / E, color="black", linestyle=":")
     ax_bias.set(xlabel="step", ylabel="share of the choices", title="a bias evens out the load", ylim=(0, None))
     start, end = (1 + max_violation(part.mean(dim=0)) for part in (shares[:1], shares[-len(shares) // 5:]))
-    print(f"bias: the busiest expert has {start:.2f} times the mean load at first, {end:.2f} times over the last fifth")
+    print(f"bias: the busiest expert has {start:.2f} times the mean load at first, {end:.2f} averaged over the last fifth")
     path = save_figure(
         fig, figure_path(__file__, "router", config.quick), title="Choosing experts, and an even load",
         caption=f"Left: one token's weights for {E} experts, of which it uses {K}. Middle: the balance loss where all "
                 "tokens favour the last experts (right) or the first (left); 1, dotted, at an even load. Right: shares of "
                 f"the choices, with biases that move by {config.rate:g} a step, up below the mean load (dotted): the "
-                f"busiest expert has {start:.2f} times the mean at first, {end:.2f} times over the last fifth.",
+                f"busiest expert has {start:.2f} times the mean at first, {end:.2f} times averaged over the last fifth.",
         command=command_line(__file__, config))
     print(path)
 

@@ -17,7 +17,7 @@ from part_0.device import DEVICES, pick_device
 from part_0.plotting import BLUE, COLORS, GREEN, ORANGE, YELLOW, figure_path, heatmap, plt, save_figure
 from part_2.corpus import DATA_HELP, load_corpus
 from part_5.hybrid import load_model, moe_layers
-from part_5.specialisation import CLASSES, first_choices, lift, mutual_information, token_class
+from part_5.specialisation import CLASSES, first_choices, lift, share_explained, token_class
 
 RUNS = Path(__file__).resolve().parent / "runs"
 BACKGROUNDS = (*COLORS, YELLOW, "#999999")
@@ -27,7 +27,7 @@ BACKGROUNDS = (*COLORS, YELLOW, "#999999")
 class Config:
     checkpoint: str = option(str(RUNS / "train" / "best.pt"), "a checkpoint of part_5/train.py")
     data: str = option("python-docs", DATA_HELP)
-    n_tokens: int = option(24576, "tokens from the end of the text to look at")
+    n_tokens: int = option(11264, "tokens from the end of the text to look at; its last tenth is for validation")
     n_shown: int = option(260, "of these, how many are shown as coloured text")
     seed: int = option(0, "seed of the shuffling that tells chance from meaning")
     device: str = option("auto", "where to run", DEVICES)
@@ -88,7 +88,7 @@ def main(config):
     previous = tokens.roll(1)  # the first token of each window sees none; one in `block`
     for name, values, color, marker in (("this token", tokens, BLUE, "o"), ("its class", classes, ORANGE, "s"),
                                         ("the token before", previous, GREEN, "^")):
-        share = [mutual_information(values, own, generator) / mutual_information(own, own) for own in experts]
+        share = [share_explained(values, own, generator) for own in experts]
         axes[2].plot(range(len(layers)), share, color=color, marker=marker, label=name)
         print(f"share of the choice that {name} explains, by layer: {' '.join(f'{value:.2f}' for value in share)}")
     axes[2].set(xlabel="layer with experts", ylabel="share of the choice explained", ylim=(0, 1), xticks=range(len(layers)),
@@ -98,16 +98,16 @@ def main(config):
     print(save_figure(
         fig, figure_path(__file__, "specialisation", config.quick), title="Which tokens go to which expert",
         caption=f"{len(tokens):,} tokens of text, each by its best expert of {n_expert}. Left and middle: how many times as "
-                "often a class of tokens goes to an expert as tokens in general do, 1 is no preference. Right: mutual "
-                "information between the expert and the token, its class, or the token before, as a share of the experts' "
-                "entropy, less what shuffled tokens give.", command=command))
+                "often a class of tokens goes to an expert as tokens in general do, 1 is no preference. Right: how "
+                "much of the choice the token, its class, or the token before explains: mutual information as a share of "
+                "the experts' entropy, 0 by chance, 1 if nothing else counts.", command=command))
     fig, ax = plt.subplots(figsize=(12, 4))
     draw_text(ax, [piece.decode("utf-8", errors="replace") for piece in pieces[-config.n_shown:]],
               experts[-1, -config.n_shown:].tolist())
     ax.legend(handles=[plt.Rectangle((0, 0), 1, 1, color=BACKGROUNDS[e % len(BACKGROUNDS)], alpha=0.45, label=e)
                        for e in range(n_expert)], title="expert", ncols=8, loc="upper center", bbox_to_anchor=(0.5, 0))
     print(save_figure(
-        fig, figure_path(__file__, "specialisation_text", config.quick), title="Who reads what: a text by its experts",
+        fig, figure_path(__file__, "specialisation_text", config.quick), title="Which expert reads what: a text",
         caption=f"The last {min(config.n_shown, len(pieces))} tokens of the text, each on the colour of its best expert in "
                 "the last layer with experts; ¶ is a new line. Look for what the words of one colour have in common.",
         command=command))

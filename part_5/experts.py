@@ -3,10 +3,10 @@
     rows:  | expert 0 | expert 1 |  expert 3   |      sorted by expert; `ends` says where each one's rows end
     out_i = (SiLU(rows_i W_gate,i) * rows_i W_up,i) W_down,i
 
-The weights are stacked, (E, out, in), so that one call does all experts: torch's grouped matrix product, on a GPU one kernel
-(as in Gale et al. 2022, MegaBlocks), on a CPU a loop inside torch. There it pays, with many rows, to finish one expert
-before the next: its hidden rows are then still in the cache. An expert without rows has a gradient of zeros, since the
-stack has one.
+The weights are stacked, (E, out, in), so that one call does all experts: torch's grouped matrix product, on a GPU one
+kernel (the idea of Gale et al. 2022, MegaBlocks, with block-sparse products), on a CPU a loop inside torch. There it pays,
+with many rows, to finish one expert before the next: its hidden rows are then still in the cache. An expert without rows
+has a gradient of zeros, since the stack has one.
 """
 
 import torch
@@ -18,7 +18,7 @@ from part_3.swiglu import SwiGLU
 # Public from torch 2.10 on; 2.9 has it under another name.
 grouped_mm = getattr(F, "grouped_mm", None) or torch._grouped_mm
 GROUPED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MANY_ROWS = 256  # an expert, from which on a CPU is faster one expert after the other (lesson 5.2's page)
+MANY_ROWS = 256  # an expert: from here on a CPU is faster one expert after the other (lesson 5.2's page)
 
 
 def grouped_linear(x, weight, ends):
@@ -57,11 +57,11 @@ class GroupedLinear(nn.Module):
 
 
 class Experts(SwiGLU):
-    """E SwiGLU layers: `expand` and `contract` are stacks."""
+    """E SwiGLU layers: `expand` and `contract` are stacks. As a SwiGLU, so that lesson 4.3's Muon tells gate from up."""
 
     def __init__(self, n_expert, d_model, d_hidden):
         """n_expert: E; d_model: width C; d_hidden: inner width of each."""
-        nn.Module.__init__(self)
+        nn.Module.__init__(self)  # not SwiGLU's, whose layers are replaced by stacks
         self.expand = GroupedLinear(n_expert, d_model, 2 * d_hidden)
         self.contract = GroupedLinear(n_expert, d_hidden, d_model)
 

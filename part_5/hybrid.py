@@ -57,8 +57,10 @@ class HybridConfig(ModernGPTConfig):
             object.__setattr__(self, "d_expert", math.ceil(self.d_hidden / max(1, self.top_k + self.n_shared) / 8) * 8)
         if self.d_expert < 1:
             raise ValueError(f"d_expert must be at least 1, not {self.d_expert}")
-        if self.mlp != "swiglu" or self.bias:
-            raise ValueError(f"experts are SwiGLU layers without biases: mlp must be swiglu, not {self.mlp}, and bias False")
+        if self.mlp != "swiglu":
+            raise ValueError(f"experts are SwiGLU layers: mlp must be swiglu, not {self.mlp}")
+        if self.bias:
+            raise ValueError("experts have no biases: bias must be False, not True")
         if self.moe_every < 1 or self.first_dense < 0:
             raise ValueError(f"moe_every must be at least 1 and first_dense at least 0, not {self.moe_every} and "
                              f"{self.first_dense}")
@@ -124,11 +126,11 @@ def auxiliary_loss(model):
 
 @torch.no_grad()
 def after_update(model):
-    """End a training step: move the routers' biases, and set the layers' counts to zero.
+    """End a training step, of at least one pass: move the routers' biases, and set the layers' counts to zero.
 
     With several processes the load is that of all. Returns figures by name, means over the MoE layers: `balance_loss` (1 is
-    even) and `z_loss` of the last pass; of the step `load_entropy` (1 is even), `max_violation` (0 is even) and the share
-    `dropped`; none for a dense model.
+    even) and `z_loss` of this process's last pass; of the step `load_entropy` (1 is even), `max_violation` (0 is even) and
+    the share `dropped`; none for a dense model.
     """
     layers = moe_layers(model)
     if not layers:

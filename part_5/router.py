@@ -4,9 +4,9 @@
     experts = the K largest of s          weights = s of these, divided by their sum
 
 Softmax first and then the K largest, renormalised, is the same as Mixtral's order, the K largest logits first and then the
-softmax over these alone (Jiang et al. 2024, section 2.1): the sum over all experts cancels out. Without renormalising it is
-something else, and with K = 1 the only choice: a weight that is always 1 would leave the router without a gradient (Fedus
-et al. 2021, Switch Transformer, equation 2).
+softmax over these alone (Jiang et al. 2024, section 2.1): the sum over all experts cancels out. Without renormalising the
+two orders differ. With K = 1 one must not renormalise: a weight that is always 1 would leave the router without a gradient
+(Fedus et al. 2021, Switch Transformer, equation 2).
 
     sigmoid     s = sigmoid(x W_r): experts do not compete (DeepSeek-AI 2024, DeepSeek-V3, equations 12 to 16)
     noisy       logits + N(0, 1) softplus(x W_noise), in training: others get a chance (Shazeer et al. 2017, equation 4)
@@ -46,7 +46,7 @@ class Routing(NamedTuple):
 def route(logits, top_k, score="softmax", renormalise=True, bias=None):
     """Choose `top_k` experts for each token. Returns a Routing.
 
-    logits: (N, E) fp32; score: of SCORES, what makes fitness of a logit; renormalise: the weights of a token sum to 1;
+    logits: (N, E) fp32; score: one of SCORES, how a logit becomes a score; renormalise: the weights of a token sum to 1;
     bias: (E,) fp32, added for the choice alone. ValueError for a choice that cannot be made.
     """
     check_choice(logits.shape[-1], top_k, score)

@@ -1,12 +1,15 @@
-"""Lesson 5.3 - who goes where: which tokens an expert gets, and how much the token alone tells about its expert.
+"""Lesson 5.3 - which token goes where: what an expert gets, and how much the token alone tells about its expert.
 
     lift(class, expert) = P(expert | class) / P(expert)              1: the class does not matter
     I(X; expert) = sum p(x, e) ln( p(x, e) / (p(x) p(e)) )           nats; at most the entropy of the experts
 
-An estimate from counts is too high, the more so the more values X has: what is left of it when X is shuffled is chance, and
-is taken off.
+    share explained = (I(X; expert) - c) / (H(expert) - c)          0 by chance, 1 if the expert is a function of X
+
+An estimate from counts is too high, the more so the more values X has; c is what is left of it when X is shuffled (adjusted
+mutual information: Vinh et al. 2010).
 """
 
+import math
 import string
 
 import torch
@@ -57,11 +60,14 @@ def lift(classes, experts, n_class, n_expert):
     return joint * joint.sum() / (joint.sum(dim=1, keepdim=True) * joint.sum(dim=0))
 
 
-def mutual_information(x, y, generator=None):
-    """I(X; Y) in nats of two (N,) int64 tensors from 0; with a generator, less what is left when x is shuffled with it."""
+def mutual_information(x, y):
+    """I(X; Y) in nats of two (N,) int64 tensors of numbers from 0; of a tensor with itself it is the entropy."""
     joint = counts_of_pairs(x, y, int(x.max()) + 1, int(y.max()) + 1).double() / len(x)
     independent = joint.sum(dim=1, keepdim=True) * joint.sum(dim=0)
-    nats = torch.special.xlogy(joint, joint / independent.clamp(min=1e-300)).sum().item()
-    if generator is None:
-        return nats
-    return nats - mutual_information(x[torch.randperm(len(x), generator=generator)], y)
+    return torch.special.xlogy(joint, joint / independent.clamp(min=1e-300)).sum().item()
+
+
+def share_explained(x, y, generator):
+    """How much of the choice y the values x explain: 0 by chance, 1 if y is a function of x, nan if there is no choice."""
+    chance, entropy = mutual_information(x[torch.randperm(len(x), generator=generator)], y), mutual_information(y, y)
+    return (mutual_information(x, y) - chance) / (entropy - chance) if entropy else math.nan

@@ -3,11 +3,12 @@
     python3 part_5/train.py                              8 experts, 2 for each token, in every layer
     python3 part_5/train.py --moe_every 2                experts in every second layer
     python3 part_5/train.py --alpha 0.5                  dense layer and experts side by side
-    python3 part_5/train.py --first_dense 1 --n_shared 1 --score sigmoid --balance_weight 0 --bias_rate 0.001
+    python3 part_5/train.py --first_dense 1 --n_shared 1 --score sigmoid --balance_weight 0 --z_weight 0 --bias_rate 0.001
 
-The last is DeepSeek-V3's way. Everything else (the run directory, resuming, several processes) is as in part_4/train.py;
-balance and z-loss, entropy of the load and dropped choices are logged beside the loss. Balance loss and capacity look at the
-tokens of one micro-batch in one process: resumed with others, a run goes on, but to another end.
+The last is nearly DeepSeek-V3's way, which has a very small balance loss within each sequence besides. Everything else (the
+run directory, resuming, several processes) is as in part_4/train.py; balance and z-loss, entropy of the load and dropped
+choices are logged beside the loss. Balance loss and capacity look at the tokens of one micro-batch in one process: resumed
+with another --micro_batch_size or number of processes, a run goes on but does not end the same.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -36,7 +37,7 @@ class Config(part_4_train.Config):
     moe_every: int = option(1, "experts in every n-th layer")
     first_dense: int = option(0, "layers at the bottom without experts")
     alpha: float | None = option(None, "a dense layer beside the experts, with this weight; none if left out")
-    score: str = option("softmax", "what makes an expert's score of its logit", SCORES)
+    score: str = option("softmax", "how a logit becomes an expert's score", SCORES)
     noisy: bool = option(False, "learned noise on the router's logits in training")
     capacity_factor: float | None = option(None, "in training an expert takes this times its even share and drops the rest; "
                                            "all if left out")
@@ -49,8 +50,8 @@ class Config(part_4_train.Config):
     def model_config(self, vocab_size):
         """The HybridConfig of these flags."""
         shape = asdict(super().model_config(vocab_size))
-        return HybridConfig(**shape, **{field.name: getattr(self, field.name) for field in fields(HybridConfig)
-                                        if field.name not in shape and hasattr(self, field.name)})
+        own = {field.name for field in fields(HybridConfig)} & vars(self).keys() - shape.keys()
+        return HybridConfig(**shape, **{name: getattr(self, name) for name in own})
 
     def build_model(self, vocab_size):
         """The model of these flags, with fresh weights."""

@@ -96,6 +96,8 @@ SPECIAL = [  # script, flags, what the line must say
     ("part_5/train.py", ["--d_expert", "0"], "d_expert"),
     ("part_5/train.py", ["--score", "relu"], "relu"),
     ("part_5/train.py", ["--mlp", "gelu"], "gelu"),
+    ("part_5/train.py", ["--bias"], "no biases"),
+    ("part_5/demo_hybrid.py", ["--n_layer", "1"], "at least 2"),
     ("part_5/demo_balancing.py", ["--top_k", "9"], "n_expert 8"),
     ("part_5/demo_hybrid.py", ["--alpha", "-1"], "alpha"),
     ("part_5/demo_comparison.py", ["--top_k", "9"], "n_expert 8"),

@@ -644,7 +644,7 @@ def test_between_steps_a_model_can_be_copied():
     (dict(balance_weight=-0.1), "balance_weight must be 0 or more, not -0.1"), (dict(z_weight=-1.0), "z_weight .* not -1.0"),
     (dict(bias_rate=-0.001), "bias_rate .* not -0.001"), (dict(z_weight=math.nan), "z_weight .* not nan"),
     (dict(balance_weight=math.inf), "balance_weight .* not inf"),
-    (dict(mlp="gelu"), "mlp must be swiglu, not gelu"), (dict(bias=True), "experts are SwiGLU layers without biases"),
+    (dict(mlp="gelu"), "mlp must be swiglu, not gelu"), (dict(bias=True), "bias must be False, not True"),
     (dict(n_head=5), "d_model 24 must be divisible by n_head 5")])
 def test_a_shape_that_cannot_be_built_is_refused_with_its_values(options, complaint):
     with pytest.raises(ValueError, match=complaint) as refusal:

@@ -1,4 +1,4 @@
-"""Lesson 5.3: who goes where - against entropies and tables worked by hand."""
+"""Lesson 5.3: which token goes where - against entropies and tables worked by hand."""
 
 import math
 
@@ -6,7 +6,15 @@ import pytest
 import torch
 
 from part_5.hybrid import HybridConfig, hybrid_gpt, moe_layers
-from part_5.specialisation import CLASSES, counts_of_pairs, first_choices, lift, mutual_information, token_class
+from part_5.specialisation import (
+    CLASSES,
+    counts_of_pairs,
+    first_choices,
+    lift,
+    mutual_information,
+    share_explained,
+    token_class,
+)
 
 
 @pytest.mark.parametrize("text, name", [
@@ -14,7 +22,7 @@ from part_5.specialisation import CLASSES, counts_of_pairs, first_choices, lift,
     (b" _x", "punctuation"), (b"The", "capital"), (b" The", "capital"), (" Äpfel".encode(), "capital"),
     (b" the", "word with blank"), (b"\nthe", "word with blank"), (b"ing", "rest of a word"), (b"\xc3", "rest of a word"),
 ])
-def test_a_token_has_the_class_of_its_first_sign(text, name):
+def test_a_token_has_the_class_of_its_first_character(text, name):
     assert CLASSES[token_class(text)] == name
 
 
@@ -48,12 +56,28 @@ def test_information_of_a_noisy_copy():
     assert mutual_information(x, y) == pytest.approx(math.log(2) - math.log(4) / 4 - 0.75 * math.log(4 / 3))
 
 
-def test_information_less_chance_is_about_zero_where_there_is_none():
+def test_share_explained_is_about_zero_by_chance_though_the_plain_information_is_not():
     generator = torch.Generator().manual_seed(0)
     x, y = torch.randint(300, (3000,), generator=generator), torch.randint(8, (3000,), generator=generator)
-    plain, corrected = mutual_information(x, y), mutual_information(x, y, generator)
-    assert plain > 0.25  # about (300 - 1) (8 - 1) / (2 * 3000) = 0.35 nats of nothing
-    assert abs(corrected) < 0.03
+    assert mutual_information(x, y) > 0.25  # about (300 - 1) (8 - 1) / (2 * 3000) = 0.35 nats of nothing
+    assert abs(share_explained(x, y, generator)) < 0.02
+
+
+def test_share_explained_is_one_for_a_function_and_no_number_where_there_is_no_choice():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(300, (3000,), generator=generator)
+    assert share_explained(x, x % 8, generator) == pytest.approx(1)
+    assert math.isnan(share_explained(x, x * 0, generator))
+
+
+def test_share_explained_of_a_mixture_of_both():
+    # y is a function of x for half of the tokens and drawn at random for the others: with 4 even experts the expert given x
+    # is right with probability 5/8, the others 1/8 each. I = ln 4 - H(5/8, 1/8, 1/8, 1/8), and chance is next to nothing.
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(8, (40000,), generator=generator)
+    y = torch.where(torch.rand(40000, generator=generator) < 0.5, x % 4, torch.randint(4, (40000,), generator=generator))
+    entropy = -5 / 8 * math.log(5 / 8) - 3 / 8 * math.log(1 / 8)
+    assert share_explained(x, y, generator) == pytest.approx(1 - entropy / math.log(4), abs=0.01)
 
 
 def test_first_choices_are_each_router_s_best_expert_for_its_tokens():

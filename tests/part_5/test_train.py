@@ -346,7 +346,7 @@ def test_other_experts_than_those_of_the_run_are_refused(text, tmp_path):
     ("--alpha nan", "alpha"), ("--score tanh", "tanh"), ("--capacity_factor 0", "capacity_factor must be above 0"),
     ("--balance_weight -1", "balance_weight must be 0 or more, not -1.0"), ("--z_weight -1", "z_weight must be 0 or more"),
     ("--bias_rate -0.1", "bias_rate must be 0 or more, not -0.1"), ("--mlp gelu", "mlp must be swiglu, not gelu"),
-    ("--bias", "bias False"), ("--steps 0", "--steps must be above 0")])
+    ("--bias", "experts have no biases"), ("--steps 0", "--steps must be above 0")])
 def test_bad_flags_end_in_one_line_and_write_nothing(tmp_path, monkeypatch, capsys, flags, complaint):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as end:
