@@ -53,13 +53,13 @@ def kill(process, out, log, chance, in_a_save):
         started = time.monotonic()  # whatever it is then at, the start included
     while process.is_alive():
         if in_a_save:
-            is_saving = bool(list(out.glob("step_*.pt.*tmp")))
+            is_saving = in_the_middle(out)
             saves -= is_saving and not seen
             seen = is_saving
             if seen and saves <= 0 and log_file(out) != log:
                 os.kill(process.pid, signal.SIGSTOP)
                 time.sleep(0.002)
-                if list(out.glob("step_*.pt.*tmp")):  # it is held in the middle of a save
+                if in_the_middle(out):  # it is held in the middle of a save
                     break
                 os.kill(process.pid, signal.SIGCONT)
         else:
@@ -73,9 +73,22 @@ def kill(process, out, log, chance, in_a_save):
     return process.exitcode == -signal.SIGKILL
 
 
+# A run that is begun anew moves the folder away, and may do so at any moment of these two.
+
 def log_file(out):
     """Which file the log is: another one after each start. None if there is none."""
-    return (out / "metrics.jsonl").stat().st_ino if (out / "metrics.jsonl").exists() else None
+    try:
+        return (out / "metrics.jsonl").stat().st_ino
+    except FileNotFoundError:
+        return None
+
+
+def in_the_middle(out):
+    """Whether the temporary file of a save is there."""
+    try:
+        return bool(list(out.glob("step_*.pt.*tmp")))
+    except FileNotFoundError:
+        return False
 
 
 def test_a_run_killed_again_and_again_ends_bit_for_bit_like_one_that_was_not(tmp_path):
@@ -96,7 +109,7 @@ def test_a_run_killed_again_and_again_ends_bit_for_bit_like_one_that_was_not(tmp
                 path.unlink()
             continue
         kills += 1
-        in_saves += bool(list(out.glob("step_*.pt.*tmp")))
+        in_saves += in_the_middle(out)
         if checkpoint_files(out):
             state, path, damages = load_newest(out)
             assert damages == [] and path == checkpoint_files(out)[0]  # a kill damages nothing
