@@ -22,6 +22,7 @@ from tests.part_4.tiny_run import (
     Interruption,
     config,
     cosine,
+    half_a_second_an_update,
     interrupt,
     make_text,
     records,
@@ -291,15 +292,7 @@ def test_seconds_are_those_of_training_alone_and_go_on_after_a_resume(text, tmp_
 
 
 def test_mfu_is_the_share_of_the_machine_s_peak(text, tmp_path, monkeypatch):
-    clock, gradients = [0.0], train.accumulate_gradients
-
-    def slow(*arguments, **options):
-        clock[0] += 0.5
-        return gradients(*arguments, **options)
-
-    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(train, "accumulate_gradients", slow)
-    monkeypatch.setattr(train, "matmul_peak", lambda *arguments, **options: 2e-3)  # GFLOP/s
+    half_a_second_an_update(monkeypatch)
     train.main(config(text, tmp_path / "run", log_every=3))
     model, *_ = load_model(checkpoint_files(tmp_path / "run")[0])
     # 64 tokens a step, two steps a second: 6 FLOPs for each weight but the embedding's, 3 * 4 C (T + 1) / 2 for attention.

@@ -29,6 +29,19 @@ def start_quickly(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 
 
+def half_a_second_an_update(monkeypatch):
+    """A clock by which each update takes half a second and all else no time, on a machine of 2e-3 GFLOP/s."""
+    clock, gradients = [0.0], train.accumulate_gradients
+
+    def slow(*arguments, **options):
+        clock[0] += 0.5
+        return gradients(*arguments, **options)
+
+    monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(train, "accumulate_gradients", slow)
+    monkeypatch.setattr(train, "matmul_peak", lambda *arguments, **options: 2e-3)
+
+
 def config(text, out, **changes):
     """The flags of a tiny run; its tokens lie beside its text."""
     return train.Config(**{**TINY, "data": str(text), "out": str(out), "tokens": str(text.parent / "tokens"), **changes})

@@ -22,6 +22,7 @@ from tests.part_4.tiny_run import (
     TINY,
     Interruption,
     cosine,
+    half_a_second_an_update,
     interrupt,
     make_text,
     records,
@@ -267,15 +268,7 @@ def test_in_reduced_precision_it_learns_nearly_the_same(text, tmp_path, precisio
 
 
 def test_mfu_counts_the_weights_that_a_token_uses(text, tmp_path, monkeypatch):
-    clock, gradients = [0.0], part_4_train.accumulate_gradients
-
-    def slow(*arguments, **options):
-        clock[0] += 0.5
-        return gradients(*arguments, **options)
-
-    monkeypatch.setattr(part_4_train.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(part_4_train, "accumulate_gradients", slow)
-    monkeypatch.setattr(part_4_train, "matmul_peak", lambda *arguments, **options: 2e-3)  # GFLOP/s
+    half_a_second_an_update(monkeypatch)
     summary = train.main(config(text, tmp_path / "run", d_expert=8))[-1]
     # Two layers with 4 experts of 3 * 16 * 8 = 384 weights, of which a token uses 2; 64 tokens a step, two steps a second.
     flops = 64 * (6 * (summary["params"] - 280 * 16 - 2 * 2 * 384) + 3 * 4 * 16 * 2 * 17 / 2)
