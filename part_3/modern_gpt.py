@@ -102,15 +102,19 @@ class ModernGPT(nn.Module):
             return None
         return rotation(positions, config.d_head, config.rope_base, config.rope_scale, config.rope_pairing)
 
-    def hidden_states(self, tokens, positions=None, cache=None):
+    def hidden_states(self, tokens, positions=None, cache=None, segments=None):
         """The last layer's output after the final norm: what the head reads.
 
         tokens: (B, T) int64. positions: (B, T) int64, -1 for padding; None for 0 ... T-1, or for going on where the cache
-        stands. cache: one made by `new_cache`; its tokens are seen too, and these are added to it. Returns (B, T, C); rows
-        of padding hold nothing of use. ValueError for tokens that do not fit into the cache or a table of positions.
+        stands. cache: one made by `new_cache`; its tokens are seen too, and these are added to it. segments: (B, T) numbers
+        of texts that share a row and must not see each other, with positions from 0 in each; not with a cache. Returns
+        (B, T, C); rows of padding hold nothing of use. ValueError for tokens that do not fit into the cache or a table of
+        positions.
         """
         B, T = tokens.shape
         config = self.config
+        if segments is not None and (positions is None or cache is not None):
+            raise ValueError("segments need positions, and no cache")
         if cache is not None and not cache.takes(T):  # what the cache shows changes with every token
             parts = (None,) * T if positions is None else positions.split(1, dim=1)
             return torch.cat([self.hidden_states(*step, cache) for step in zip(tokens.split(1, dim=1), parts)], dim=1)
@@ -128,7 +132,7 @@ class ModernGPT(nn.Module):
         # One mask and one rotation serve all layers. No mask is needed where nothing but the future must be hidden.
         mask = None
         if key_positions is not None:
-            mask = attention_mask(positions, key_positions, config.window, config.sinks)
+            mask = attention_mask(positions, key_positions, config.window, config.sinks, segments)
             mask = mask if mask.ndim == 2 else mask[:, None]  # (B, T, S) -> (B, 1, T, S)
         options = dict(mask=mask, causal=mask is None and T > 1, rotation=self.rotation(positions), cache=cache)
         if cache is not None and not cache.keys_rotated:
@@ -138,9 +142,9 @@ class ModernGPT(nn.Module):
             x = block(x, layer=layer, **options)
         return self.norm(x)
 
-    def forward(self, tokens, positions=None, cache=None):
+    def forward(self, tokens, positions=None, cache=None, segments=None):
         """Arguments as of `hidden_states`. Returns logits (B, T, V)."""
-        return self.head(self.hidden_states(tokens, positions, cache))
+        return self.head(self.hidden_states(tokens, positions, cache, segments))
 
     def new_cache(self, kind, batch_size, capacity=None):
         """An empty cache of a kind of `CACHES`. capacity: the most tokens a row; the ring of the other two needs none."""

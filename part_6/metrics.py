@@ -1,0 +1,63 @@
+"""Lesson 6.4 - metrics: how good is an answer, and how sure can one be of an average over a few hundred?
+
+    exact match    the verifier's yes or no; without a verifier: the same text after `normalise`
+    token F1       2 P R / (P + R), words in common over words of the answer (P) and of the reference (R), as multisets
+                                                                                        (Rajpurkar et al. 2016, SQuAD)
+    ROUGE-L        the same with the longest common subsequence, so that order counts   (Lin 2004, section 3.1)
+    interval       2.5 % to 97.5 % of the means of resampled answers                    (Efron 1979, the bootstrap)
+"""
+
+import string
+from collections import Counter
+
+import numpy as np
+
+_PUNCTUATION = str.maketrans({sign: " " for sign in string.punctuation})
+
+
+def normalise(text):
+    """The words that are compared: lower case, ASCII punctuation is a blank, blanks in a row are one. Returns a list of str."""
+    return text.lower().translate(_PUNCTUATION).split()
+
+
+def exact_match(answer, reference):
+    """Whether both have the same words in the same order, after `normalise`."""
+    return normalise(answer) == normalise(reference)
+
+
+def _f1(common, n_answer, n_reference):
+    if n_answer == 0 or n_reference == 0:
+        return float(n_answer == n_reference)
+    return 2 * common / (n_answer + n_reference)  # = 2 P R / (P + R)
+
+
+def token_f1(answer, reference):
+    """The F1 of the words, 0 to 1, order left aside; 1 for two texts without words, 0 for one."""
+    answer, reference = normalise(answer), normalise(reference)
+    return _f1((Counter(answer) & Counter(reference)).total(), len(answer), len(reference))
+
+
+def rouge_l(answer, reference):
+    """The F1 of the longest common subsequence of the words, 0 to 1."""
+    answer, reference = normalise(answer), normalise(reference)
+    lengths = [0] * (len(reference) + 1)  # of the longest common subsequence with the reference's first j words
+    for word in answer:
+        diagonal = 0
+        for j, other in enumerate(reference, 1):
+            diagonal, lengths[j] = lengths[j], diagonal + 1 if word == other else max(lengths[j], lengths[j - 1])
+    return _f1(lengths[-1], len(answer), len(reference))
+
+
+def bootstrap_interval(groups, level=0.95, n_resamples=2000, seed=0):
+    """The percentile interval of a mean of means: (low, high).
+
+    groups: lists of numbers, one an answer, such as the verdicts of each task family; each resample draws as many as there are
+    from every group, with replacement. One group gives the interval of an ordinary mean. ValueError for an empty group.
+    """
+    rng, means = np.random.default_rng(seed), []
+    for group in groups:
+        group = np.asarray(group, dtype=float)
+        if group.size == 0:
+            raise ValueError("no interval can be given for the mean of nothing")
+        means.append(group[rng.integers(group.size, size=(n_resamples, group.size))].mean(axis=1))
+    return tuple(np.quantile(np.mean(means, axis=0), [(1 - level) / 2, (1 + level) / 2]).tolist())

@@ -1,0 +1,102 @@
+"""Lesson 6.1 - the prompt template: a conversation as one row of tokens, with special tokens where a turn begins and ends.
+
+    <|user|> What is 2 + 3?<|end|><|assistant|> 5<|end|>
+
+The text of a turn is encoded as plain text: whatever a user types, the special tokens in a row are ours. After a role's token
+comes one blank, which belongs to the template: so the first word of a turn is the same token as in the middle of a sentence.
+A base model does not know the special tokens: its tokenizer gets them behind its own (`chat_tokenizer`), its embedding and
+its head get as many rows (`resize_vocabulary`).
+"""
+
+import dataclasses
+
+import torch
+
+from part_4.bpe_tokenizer import BPETokenizer
+from part_5.hybrid import hybrid_gpt
+
+ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
+END = "<|end|>"
+CHAT_TOKENS = (*ROLES.values(), END)
+
+
+def chat_tokenizer(tokenizer):
+    """`tokenizer` (a BPETokenizer) with the template's special tokens behind its own ids; the same where it has them."""
+    missing = tuple(name for name in CHAT_TOKENS if name not in tokenizer.special_ids)
+    return BPETokenizer(tokenizer.ranks, (*tokenizer.special_tokens, *missing), tokenizer.pattern) if missing else tokenizer
+
+
+@torch.no_grad()
+def resize_vocabulary(model, vocab_size):
+    """The model with `vocab_size` tokens, at least as many as it has. The weights are copies; new rows of embedding and head
+    are the mean of the old ones, so that a new token begins as an average one (Hewitt 2021, "Initializing New Word
+    Embeddings for Pretrained Language Models"). ValueError for fewer."""
+    old = model.config.vocab_size
+    if vocab_size < old:
+        raise ValueError(f"a vocabulary of {old} cannot shrink to {vocab_size}")
+    larger = hybrid_gpt(dataclasses.replace(model.config, vocab_size=vocab_size)).to(model.head.weight.device)
+    weights = model.state_dict()
+    for name in ("token_embedding.weight", "head.weight"):
+        rows = weights[name]
+        weights[name] = torch.cat((rows, rows.mean(dim=0, keepdim=True).expand(vocab_size - old, -1)))
+    larger.load_state_dict(weights)
+    return larger.train(model.training)
+
+
+def check_messages(messages):
+    """ValueError unless `messages` is a conversation: a list of {"role", "content"}, the first perhaps of the system, then
+    user and assistant in turn, beginning with the user."""
+    if not isinstance(messages, list) or not messages:
+        raise ValueError("there are no messages")
+    turns = ["user", "assistant"] * len(messages)
+    expected = ["system", *turns] if isinstance(messages[0], dict) and messages[0].get("role") == "system" else turns
+    for number, (message, role) in enumerate(zip(messages, expected), 1):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise ValueError(f'message {number} is no object with "role" and "content", a text')
+        if message.get("role") != role:
+            raise ValueError(f"message {number} must be of the {role}, not of {message.get('role')!r}")
+
+
+def encode_chat(messages, tokenizer):
+    """The ids of a conversation, and which of them are to be learnt: those of the assistant's texts and their end tokens.
+
+    messages: as of `check_messages`; tokenizer: of `chat_tokenizer`. Returns (ids, learnt): lists of int and of bool.
+    """
+    check_messages(messages)
+    ids, learnt = [], []
+    for message in messages:
+        content = [*tokenizer.encode(" " + message["content"]), tokenizer.special_ids[END]]
+        ids += [tokenizer.special_ids[ROLES[message["role"]]], *content]
+        learnt += [False, *[message["role"] == "assistant"] * len(content)]
+    return ids, learnt
+
+
+def encode_prompt(messages, tokenizer):
+    """The ids after which the assistant speaks. messages: a conversation that ends with the user, or the user's text."""
+    if isinstance(messages, str):
+        messages = [{"role": "user", "content": messages}]
+    ids, _ = encode_chat(messages, tokenizer)
+    if messages[-1]["role"] != "user":
+        raise ValueError("a prompt ends with a message of the user")
+    return [*ids, tokenizer.special_ids[ROLES["assistant"]]]
+
+
+def decode_answer(ids, tokenizer):
+    """The text of the ids that a model gave after `encode_prompt`, without the end token and what follows it."""
+    ids, end = list(ids), tokenizer.special_ids[END]
+    return tokenizer.decode(ids[:ids.index(end)] if end in ids else ids).removeprefix(" ")
+
+
+def decode_chat(ids, tokenizer):
+    """The messages whose `encode_chat` these ids are; names of special tokens within a text stay text. ValueError for ids
+    that are no finished conversation."""
+    roles, end, messages = {tokenizer.special_ids[name]: role for role, name in ROLES.items()}, tokenizer.special_ids[END], []
+    ids = list(ids)
+    while ids:
+        if ids[0] not in roles or end not in ids:
+            raise ValueError(f"a turn begins with a role's token and ends with {END}; this is neither: {ids[:5]} ...")
+        stop = ids.index(end)
+        messages.append({"role": roles[ids[0]], "content": tokenizer.decode(ids[1:stop]).removeprefix(" ")})
+        ids = ids[stop + 1:]
+    check_messages(messages)
+    return messages
