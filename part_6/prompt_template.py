@@ -5,15 +5,10 @@
 The text of a turn is encoded as plain text: whatever a user types, the special tokens in a row are ours. After a role's token
 comes one blank, which belongs to the template: so the first word of a turn is the same token as in the middle of a sentence.
 A base model does not know the special tokens: its tokenizer gets them behind its own (`chat_tokenizer`), its embedding and
-its head get as many rows (`resize_vocabulary`).
+its head get as many rows (`chat_model.resize_vocabulary`).
 """
 
-import dataclasses
-
-import torch
-
 from part_4.bpe_tokenizer import BPETokenizer
-from part_5.hybrid import hybrid_gpt
 
 ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
 END = "<|end|>"
@@ -24,23 +19,6 @@ def chat_tokenizer(tokenizer):
     """`tokenizer` (a BPETokenizer) with the template's special tokens behind its own ids; the same where it has them."""
     missing = tuple(name for name in CHAT_TOKENS if name not in tokenizer.special_ids)
     return BPETokenizer(tokenizer.ranks, (*tokenizer.special_tokens, *missing), tokenizer.pattern) if missing else tokenizer
-
-
-@torch.no_grad()
-def resize_vocabulary(model, vocab_size):
-    """The model with `vocab_size` tokens, at least as many as it has. The weights are copies; new rows of embedding and head
-    are the mean of the old ones, so that a new token begins as an average one (Hewitt 2021, "Initializing New Word
-    Embeddings for Pretrained Language Models"). ValueError for fewer."""
-    old = model.config.vocab_size
-    if vocab_size < old:
-        raise ValueError(f"a vocabulary of {old} cannot shrink to {vocab_size}")
-    larger = hybrid_gpt(dataclasses.replace(model.config, vocab_size=vocab_size)).to(model.head.weight.device)
-    weights = model.state_dict()
-    for name in ("token_embedding.weight", "head.weight"):
-        rows = weights[name]
-        weights[name] = torch.cat((rows, rows.mean(dim=0, keepdim=True).expand(vocab_size - old, -1)))
-    larger.load_state_dict(weights)
-    return larger.train(model.training)
 
 
 def check_messages(messages):
