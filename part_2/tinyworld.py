@@ -8,7 +8,6 @@ Eldan & Li 2023, "TinyStories"), its texts belong to nobody, there is no end to 
 program can tell whether a text keeps to it (`parse_sentence`). The same seed gives the same text on every machine.
 """
 
-import random
 import re
 
 NAMES = ("Ann", "Ben", "Dan", "Eva", "Ida", "Kim", "Leo", "Max", "Mia", "Sam", "Tom", "Zoe")
@@ -63,7 +62,7 @@ _PATTERNS = {template: _pattern(template) for template in TEMPLATES}
 
 
 def parse_sentence(sentence):
-    """The template and the words of its slots, (str, dict), of one sentence with its full stop; None if no template gives it."""
+    """The template and the words of its slots, (str, dict), of a sentence with its full stop; None if there is none."""
     for template, pattern in _PATTERNS.items():
         if found := pattern.fullmatch(sentence):
             words = found.groupdict()

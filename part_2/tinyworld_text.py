@@ -8,7 +8,7 @@ Repetition is there on purpose: copying what was said before is a skill that a m
 
 import random
 
-from part_2.tinyworld import ANIMALS, NAMES, PLACES, TONES, WORDS, story
+from part_2.tinyworld import ANIMALS, NAMES, TONES, WORDS, story
 from part_2.tinyworld_moves import World, moves, tell
 
 DIGITS = tuple("0123456789")  # numbers have one digit here: the tokens of larger ones are left to those who need them

@@ -22,7 +22,9 @@ PIECE = 2**20  # weights held at a time by `short_attention`: 2 MiB in bf16, whi
 
 
 def short_attention(query, key, value, mask=None, dropout=0.0):
-    """Attention, causal without a mask, that computes its T x T weights in pieces of a few rows of the batch; for training in bf16 on a CPU.
+    """Attention that computes its T x T weights in pieces of a few rows of the batch; for training in bf16 on a CPU.
+
+    Causal without a mask. mask: bool (T, T) or (B, 1, T, T), True = may look, at least one key for each query.
 
     Up to some hundred tokens this is about twice as fast as torch's fused kernel, which runs in fp32 there (lesson 0.2): all
     products are bf16. Query heads that share a key head are rows of one product. All weights are kept for the backward pass:

@@ -17,8 +17,8 @@ def attention_mask(query_positions, key_positions, window=None, sinks=0, segment
 
     query_positions: (T,) or (B, T); key_positions: (S,) or (B, S). Position -1 is padding or an empty place: no real query
     sees it. A padding query sees only padding, so that no row of the mask is empty, as the softmax needs.
-    window: None for no limit. segments: (B, T) where a row holds several texts, S = T: the number of each token's text, which
-    sees no other (lesson 6.2); positions then begin anew in each. Returns bool (T, S), or (B, T, S) where rows differ.
+    window: None for no limit. segments: (B, T) where a row holds several texts, S = T: the number of each token's text; none
+    sees another (lesson 6.2), and positions begin anew in each. Returns bool (T, S), or (B, T, S) where rows differ.
     """
     query, key = query_positions[..., :, None], key_positions[..., None, :]
     visible = (key <= query) & ((key < 0) == (query < 0))

@@ -39,7 +39,7 @@ def build_model(sizes):
 
 
 def load_model(path, device="cpu", trainer=TRAINER):
-    """Rebuild model (in eval mode) and tokenizer from any checkpoint of the chain: of Part 4, of Part 5, of this part or later.
+    """Rebuild model (in eval mode) and tokenizer from any checkpoint of the chain: of Part 4, Part 5, this part or later.
 
     LoRA's adapters are merged into the weights. trainer: named where there is none. Returns (model, tokenizer, state).
     InputError when there is no such checkpoint.

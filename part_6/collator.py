@@ -40,8 +40,8 @@ def shift(ids, learnt):
 def first_fit(lengths, capacity):
     """Rows of at most `capacity` places for examples of these lengths: a list of lists of indices.
 
-    The longest first, each into the first row that has room (Johnson 1974, "first-fit decreasing"). ValueError for an example
-    that is longer than a row.
+    The longest first, each into the first row that has room (Johnson 1974, "first-fit decreasing"). ValueError for one that
+    is longer than a row.
     """
     rows, room = [], []
     for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):

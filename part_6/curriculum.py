@@ -1,7 +1,7 @@
 """Lesson 6.3 - the curriculum: which examples a step learns from, as a pure function of seed and step.
 
     uniform       shuffled, epoch by epoch
-    easy_first    drawn from the easiest share c of the examples;   c = sqrt(c_0^2 + (1 - c_0^2) step / (pace steps)), up to 1
+    easy_first    drawn from the easiest share c of all;   c = sqrt(c_0^2 + (1 - c_0^2) step / (pace steps)), at most 1
     short_first   the same, by number of tokens instead of difficulty
     hard_first    the same, from the hardest on
 
@@ -23,8 +23,8 @@ def competence(step, steps, start=0.1, pace=0.5):
 def draw_batch(kind, difficulties, lengths, seed, step, steps, batch_size):
     """The indices of the examples of a step: (batch_size,) int64, none twice; a function of its arguments alone.
 
-    kind: of CURRICULA; difficulties, lengths: (N,) numbers, one an example; steps: of the whole run. Examples that are equally
-    hard enter in a random order, which the seed decides. ValueError for an unknown kind, or a batch larger than N.
+    kind: of CURRICULA; difficulties, lengths: (N,) numbers, one an example; steps: of the whole run. Examples that are
+    equally hard enter in a random order, which the seed decides. ValueError for an unknown kind, or a batch larger than N.
     """
     n = len(difficulties)
     if kind not in CURRICULA:

@@ -16,7 +16,7 @@ _PUNCTUATION = str.maketrans({sign: " " for sign in string.punctuation})
 
 
 def normalise(text):
-    """The words that are compared: lower case, ASCII punctuation is a blank, blanks in a row are one. Returns a list of str."""
+    """The words that are compared, a list of str: lower case, ASCII punctuation is a blank, blanks in a row are one."""
     return text.lower().translate(_PUNCTUATION).split()
 
 
@@ -51,8 +51,8 @@ def rouge_l(answer, reference):
 def bootstrap_interval(groups, level=0.95, n_resamples=2000, seed=0):
     """The percentile interval of a mean of means: (low, high).
 
-    groups: lists of numbers, one an answer, such as the verdicts of each task family; each resample draws as many as there are
-    from every group, with replacement. One group gives the interval of an ordinary mean. ValueError for an empty group.
+    groups: lists of numbers, one an answer, such as the verdicts of each task family; each resample draws as many as there
+    are from every group, with replacement. One group gives the interval of an ordinary mean. ValueError for an empty group.
     """
     rng, means = np.random.default_rng(seed), []
     for group in groups:

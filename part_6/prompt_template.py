@@ -2,8 +2,8 @@
 
     <|user|> What is 2 + 3?<|end|><|assistant|> 5<|end|>
 
-The text of a turn is encoded as plain text: whatever a user types, the special tokens in a row are ours. After a role's token
-comes one blank, which belongs to the template: so the first word of a turn is the same token as in the middle of a sentence.
+The text of a turn is encoded as plain text: whatever a user types, the special tokens in a row are ours. After a role's
+token comes one blank, which belongs to the template: so the first word of a turn is the same token as amid a sentence.
 A base model does not know the special tokens: its tokenizer gets them behind its own (`chat_tokenizer`), its embedding and
 its head get as many rows (`chat_model.resize_vocabulary`).
 """
@@ -68,8 +68,8 @@ def decode_answer(ids, tokenizer):
 def decode_chat(ids, tokenizer):
     """The messages whose `encode_chat` these ids are; names of special tokens within a text stay text. ValueError for ids
     that are no finished conversation."""
-    roles, end, messages = {tokenizer.special_ids[name]: role for role, name in ROLES.items()}, tokenizer.special_ids[END], []
-    ids = list(ids)
+    roles, end = {tokenizer.special_ids[name]: role for role, name in ROLES.items()}, tokenizer.special_ids[END]
+    ids, messages = list(ids), []
     while ids:
         if ids[0] not in roles or end not in ids:
             raise ValueError(f"a turn begins with a role's token and ends with {END}; this is neither: {ids[:5]} ...")

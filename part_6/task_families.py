@@ -19,7 +19,7 @@ import json
 import re
 from typing import NamedTuple
 
-from part_2.tinyworld import ANIMALS, NAMES, OPENINGS, TONES, WORDS, parse_sentence, split_sentences, story
+from part_2.tinyworld import ANIMALS, NAMES, TONES, WORDS, parse_sentence, split_sentences, story
 from part_2.tinyworld_moves import VERBS, World, moves
 
 DIFFICULTIES = (1, 2, 3, 4, 5, 6)
@@ -41,7 +41,7 @@ def _task(family, difficulty, prompt, answer, *content):
 
 
 def where(rng, difficulty):
-    """Two to seven moves; the answer repeats the last that moved the thing itself: with it one knows whose moves to follow."""
+    """Two to seven moves; the answer repeats the last that moved the thing itself: it says whose moves to follow."""
     n_people, n_things = ((1, 1), (2, 1), (2, 1), (2, 2), (3, 2), (3, 2))[difficulty - 1]
     while True:  # until somebody has moved a thing
         events = moves(rng, difficulty + 1, n_people, n_things)
@@ -109,7 +109,8 @@ def compare(rng, difficulty):
     pools = {1: range(2, 100), 3: range(10 * tens, 10 * tens + 10), 5: range(10 * tens, 10 * tens + 10)}
     while True:
         numbers = rng.sample(pools.get(difficulty, range(10, 100)), n)
-        if (difficulty != 1 or min(numbers) < 10 <= max(numbers)) and (difficulty != 2 or len({m // 10 for m in numbers}) == 2):
+        kinds = len({number // 10 for number in numbers})
+        if (difficulty != 1 or min(numbers) < 10 <= max(numbers)) and (difficulty != 2 or kinds == 2):
             break
     most, animal = rng.random() < 0.5, rng.choice(ANIMALS)
     names = rng.sample(NAMES, n)

@@ -11,13 +11,14 @@ import random
 import re
 
 from part_2.tinyworld import NAMES, PLACES, TEMPLATES, THINGS, WORDS, parse_sentence, split_sentences
-from part_6.task_families import DIFFICULTIES, EXACT, FAMILIES, Task
+from part_6.task_families import DIFFICULTIES, FAMILIES
 
 SPLITS = {"train": 0.7, "val": 0.05, "test": 0.1, "rl": 0.15}  # rl: prompts that reinforcement learning may see (Parts 7-9)
 
 DIGITS = tuple("0123456789")
-SUBSTITUTES = {"where": (*PLACES, *NAMES, *THINGS), "reverse": WORDS, "sort": WORDS, "add": DIGITS, "count": (*WORDS, *DIGITS),
-               "compare": (*NAMES, *DIGITS), "write": (*WORDS, *NAMES), "story": (*WORDS, *NAMES)}
+SUBSTITUTES = {"where": (*PLACES, *NAMES, *THINGS), "reverse": WORDS, "sort": WORDS, "add": DIGITS,
+               "count": (*WORDS, *DIGITS), "compare": (*NAMES, *DIGITS), "write": (*WORDS, *NAMES),
+               "story": (*WORDS, *NAMES)}
 
 
 def split_of(key):
@@ -52,15 +53,15 @@ def make_tasks(split, n, seed=0, families=tuple(FAMILIES), difficulties=DIFFICUL
 
 
 def result(answer):
-    """What an answer comes to: what follows its last colon, or all of it; blanks in a row are one, no full stop at the end."""
+    """What an answer comes to: what follows its last colon, or all of it; without a full stop, blanks in a row as one."""
     return " ".join(answer.rsplit(":", 1)[-1].split()).removesuffix(".")
 
 
 def verify(task, answer):
     """Whether `answer`, a str without special tokens, is right.
 
-    write: one to three grammatical sentences, about the person and nobody else, that use all words. story: `check_story` finds
-    nothing wrong. The others: the same `result` as the reference; the steps before it are free.
+    write: one to three grammatical sentences, about the person and nobody else, that use all words. story: nothing wrong is
+    found by `check_story`. The others: the same `result` as the reference; the steps before it are free.
     """
     if task.family == "story":
         facts = check_story(task.prompt, answer)
@@ -80,7 +81,7 @@ def check_story(prompt, answer):
 
     grammatical: one to three sentences of the grammar; on_prompt: it is about the prompt's person, and every thing and the
     place it names are the prompt's (animals, containers and a second person are free); tone: of the last sentence, one of
-    TONES, None where that is not grammatical; repeats: whether a sentence comes twice; n_words. prompt: that of a story task.
+    TONES, None where that is not grammatical; repeats: whether a sentence comes twice; n_words.
     """
     _, given = parse_sentence(prompt.removeprefix("Tell a story. "))
     sentences = split_sentences(answer)
