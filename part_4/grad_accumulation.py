@@ -16,17 +16,24 @@ from part_4.distributed import gradient_sync, sum_over_processes, world_size
 
 
 def accumulate_gradients(model, inputs, targets, n_micro=1, dtype=torch.float32, scaler=None, ignore_index=-100,
-                         auxiliary_loss=None):
+                         auxiliary_loss=None, context=None):
     """Add the gradient of the batch's mean loss to the weights' `.grad`, one micro-batch after the other.
 
     model: called with (b, T) tokens, gives logits (b, T, V); may be DDP or FSDP, then the mean is over the batches of all
     processes. inputs, targets: (B, T) int64 on the model's device, `n_micro` dividing B; dtype: the matrix products'
     precision; scaler: fp16's, scales the gradients; auxiliary_loss: called after each forward pass, gives a scalar that is
-    added to the loss. Returns the mean loss in nats without it, a scalar without graph, the same in every process.
-    ValueError when `n_micro` does not divide B, or when there is no target to learn from.
+    added to the loss; context: name -> (B, T) tensor, split like the inputs and passed to the model by that name, as the
+    `positions` and `segments` of packed rows are (lesson 6.2). Returns the mean loss in nats without `auxiliary_loss`, a
+    scalar without graph, the same in every process. ValueError when `n_micro` does not divide B, when there is no target
+    to learn from, or when a tensor of `context` has another number of rows.
     """
     if n_micro < 1 or len(inputs) % n_micro:
         raise ValueError(f"a batch of {len(inputs)} cannot be split into {n_micro} micro-batches of one size")
+    context = context or {}
+    for name, tensor in context.items():
+        if len(tensor) != len(inputs):
+            raise ValueError(f"{name!r} has {len(tensor)} rows, the batch {len(inputs)}: each row needs its own")
+    context_parts = {name: tensor.chunk(n_micro) for name, tensor in context.items()}
     [n_kept] = sum_over_processes([int((targets != ignore_index).sum())], inputs.device)
     if n_kept == 0:
         raise ValueError(f"every target is ignore_index {ignore_index}: there is nothing to average")
@@ -35,7 +42,7 @@ def accumulate_gradients(model, inputs, targets, n_micro=1, dtype=torch.float32,
         last = i == n_micro - 1
         with gradient_sync(model, on=last):  # once for all micro-batches
             with autocast(inputs.device, dtype):
-                logits = model(x)
+                logits = model(x, **{name: parts[i] for name, parts in context_parts.items()})
             # torch's own fused form of lesson 2.3's loss, for speed
             losses = F.cross_entropy(logits.float().flatten(0, 1), y.flatten(), ignore_index=ignore_index, reduction="sum")
             loss = losses / n_kept

@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from part_0.cli import QUICK_HELP, InputError, check_positive, option
 from part_2.byte_tokenizer import N_BYTES
+from part_2.corpus import DATA_HELP
 from part_3 import train as part_3_train
 from part_3.modern_gpt import ModernGPT
 from part_4.distributed import PARALLEL
@@ -21,17 +22,17 @@ PRESETS = {
     "laptop": {},
     # GPT-2 small (Radford et al. 2019), with Llama's pieces; half a million tokens a step (Brown et al. 2020, table 2.1)
     "gpt2-124m": dict(
-        dropout=0.0, vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_kv_head=12, d_model=768,
+        optimizer="adamw", vocab_size=50257, block_size=1024, n_layer=12, n_head=12, n_kv_head=12, d_model=768,
         tie_embeddings=True, batch_size=512, micro_batch_size=16, steps=19000, lr=6e-4, min_lr=6e-5, warmup_steps=700,
         beta2=0.95, eval_every=250, save_every=1000),
     # The shapes of Llama 3.2 1B (its model card) and Llama 3.1 8B (Grattafiori et al. 2024, table 3), half their vocabulary
     "llama-1b": dict(
-        dropout=0.0, vocab_size=65536, block_size=4096, n_layer=16, n_head=32, n_kv_head=8, d_model=2048, d_hidden=8192,
-        rope_base=500000.0, tie_embeddings=True, batch_size=256, micro_batch_size=4, steps=25000, lr=4e-4, min_lr=4e-5,
+        optimizer="adamw", vocab_size=65536, block_size=4096, n_layer=16, n_head=32, n_kv_head=8, d_model=2048,
+        d_hidden=8192, rope_base=500000.0, tie_embeddings=True, batch_size=256, micro_batch_size=4, steps=25000, lr=4e-4, min_lr=4e-5,
         warmup_steps=2000, beta2=0.95, eval_every=500, save_every=1000, activation_checkpointing=True),
     "llama-8b": dict(
-        dropout=0.0, vocab_size=65536, block_size=8192, n_layer=32, n_head=32, n_kv_head=8, d_model=4096, d_hidden=14336,
-        rope_base=500000.0, batch_size=512, micro_batch_size=1, steps=40000, lr=3e-4, min_lr=3e-5, warmup_steps=2000,
+        optimizer="adamw", vocab_size=65536, block_size=8192, n_layer=32, n_head=32, n_kv_head=8, d_model=4096,
+        d_hidden=14336, rope_base=500000.0, batch_size=512, micro_batch_size=1, steps=40000, lr=3e-4, min_lr=3e-5, warmup_steps=2000,
         beta2=0.95, eval_every=500, save_every=500, activation_checkpointing=True),
 }
 
@@ -41,20 +42,24 @@ class Config(part_3_train.Config):
     """All flags of part_4/train.py; those that are not here are Part 3's."""
 
     preset: str = option("laptop", "sizes and settings that go together; a flag given beside it wins", tuple(PRESETS))
+    data: str = option("tinyworld", DATA_HELP)
     out: str = option(str(RUNS / "train"), "the run directory")
     tokenizer: str = option("auto", "a .tiktoken file of part_4/train_tokenizer.py; auto: trained on the training text")
     vocab_size: int = option(1024, "ids of the tokenizer that auto trains, special ones included")
     tokens: str = option(str(RUNS / "tokens"), "where tokenised texts are kept")
-    steps: int = option(600, "optimizer steps")
+    steps: int = option(900, "optimizer steps")
     batch_size: int = option(16, "windows a step, of all processes together")
     micro_batch_size: int | None = option(None, "windows in memory at a time, in each process; its whole share if left out")
-    d_model: int = option(192, "model width")
-    n_head: int = option(6, "attention heads")
+    n_layer: int = option(3, "Transformer blocks")
+    n_head: int = option(4, "attention heads")
+    n_kv_head: int | None = option(4, "key-value heads, shared by n_head / n_kv_head query heads each")
     d_hidden: int | None = option(None, "width of the feed-forward layer; 8/3 of d_model if left out")
     qk_norm: bool = option(True, "RMSNorm on queries and keys")
-    dropout: float = option(0.2, "dropout probability; 0 for a text that is not read more than a few times")
-    optimizer: str = option("adamw", "AdamW, or Muon for the hidden matrices with AdamW for the rest; Muon wants some four "
-                            "times AdamW's --lr", OPTIMIZERS)
+    dropout: float = option(0.0, "dropout probability; some 0.2 for a text that is read many times")
+    optimizer: str = option("muon", "AdamW, or Muon for the hidden matrices with AdamW for the rest; AdamW wants some "
+                            "quarter of Muon's --lr", OPTIMIZERS)
+    lr: float = option(0.02, "highest learning rate")
+    min_lr: float = option(0.001, "learning rate at the end")
     schedule: str = option("cosine", "the learning rate's course after the warm-up", tuple(SCHEDULES))
     max_skips: int = option(20, "updates in a row that may be skipped for a loss or gradient that is no number")
     eval_windows: int = option(64, "validation windows of each evaluation during the run")

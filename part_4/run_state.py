@@ -21,6 +21,7 @@ class Progress:
     """How far a run is."""
 
     step: int = 0
+    tokens: int = 0  # read so far, where steps differ in them (part_6)
     seconds: float = 0.0  # of training, without evaluation
     save_seconds: float = 0.0
     best: float = math.inf  # validation loss so far, ...

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import ClassVar
 
 from part_0.cli import QUICK_HELP, option, run_script
+from part_2.corpus import DATA_HELP
 from part_4 import train as part_4_train
+from part_4.optimizer import OPTIMIZERS
 from part_5.hybrid import HybridConfig, after_update, auxiliary_loss, hybrid_gpt
 from part_5.router import SCORES
 
@@ -28,8 +30,17 @@ RUNS = Path(__file__).resolve().parent / "runs"
 class Config(part_4_train.Config):
     """All flags of part_5/train.py; those that are not here are Part 4's."""
 
+    data: str = option("python-docs", DATA_HELP)
     out: str = option(str(RUNS / "train"), "the run directory")
     steps: int = option(300, "optimizer steps")
+    n_layer: int = option(4, "Transformer blocks")
+    n_head: int = option(6, "attention heads")
+    n_kv_head: int | None = option(2, "key-value heads, shared by n_head / n_kv_head query heads each")
+    d_model: int = option(192, "model width")
+    dropout: float = option(0.2, "dropout probability; 0 for a text that is not read more than a few times")
+    optimizer: str = option("adamw", "as in part_4/train.py", OPTIMIZERS)
+    lr: float = option(3e-3, "highest learning rate")
+    min_lr: float = option(1e-4, "learning rate at the end")
     n_expert: int = option(8, "experts in a layer")
     top_k: int = option(2, "experts that a token chooses")
     d_expert: int | None = option(None, "inner width of an expert; d_hidden / (top_k + n_shared) if left out")

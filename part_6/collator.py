@@ -3,9 +3,9 @@
     tokens     <|user|> Sort:  b   a  <|end|> <|assistant|>  a    b  <|end|>
     targets        -     -     -   -     -          a        b  <|end|>  -         - is IGNORE: no loss
 
-The target of a place is the token after it, as in lesson 2.2; the model learns to answer, and not to ask. `pad` gives every
-conversation a row; `pack` puts several into one row, where none sees another (`segments`) and each begins at position 0: the
-same loss from fewer places that hold nothing.
+The target of a place is the token after it, as in lesson 2.2; the last token has none and is no input. The model learns to
+answer, and not to ask. `pad` gives every conversation a row; `pack` puts several into one row, where none sees another
+(`segments`) and each begins at position 0: the same loss from fewer places that hold nothing.
 """
 
 from typing import NamedTuple
@@ -23,6 +23,10 @@ class Batch(NamedTuple):
     targets: torch.Tensor
     positions: torch.Tensor
     segments: torch.Tensor
+
+    def to(self, device):
+        """The same on a device."""
+        return Batch(*(part.to(device) for part in self))
 
 
 def shift(ids, learnt):

@@ -14,7 +14,6 @@ can then find one small thing a token instead of everything at once (Wei et al. 
 arithmetic: Nye et al. 2021, "Show Your Work").
 """
 
-import itertools
 import json
 import re
 from typing import NamedTuple
@@ -41,20 +40,24 @@ def _task(family, difficulty, prompt, answer, *content):
 
 
 def where(rng, difficulty):
-    """Two to seven moves; the answer repeats the last that moved the thing itself: it says whose moves to follow."""
+    """Two to seven moves. The answer goes through them and keeps book: who is where, and the thing before the place of its
+    holder as long as it is carried; without a name where it lies."""
     n_people, n_things = ((1, 1), (2, 1), (2, 1), (2, 2), (3, 2), (3, 2))[difficulty - 1]
     while True:  # until somebody has moved a thing
         events = moves(rng, difficulty + 1, n_people, n_things)
         if things := sorted({event.what for event in events if event.verb != "go"}):
             break
-    thing = rng.choice(things)
-    sentences = [event.sentence(rng.choice(VERBS[event.verb])) for event in events]
-    last = max(i for i, event in enumerate(events) if event.verb != "go" and event.what == thing)
-    world = World()
+    thing, world, steps = rng.choice(things), World(), []
     for event in events:
         world.do(event)
-    return _task("where", difficulty, f"{' '.join(sentences)} Where is the {thing}?",
-                 f"{sentences[last][:-1]}: {world.place_of(thing)}", events, thing)
+        name = event.to if event.verb == "give" else event.name
+        if event.verb == "go" or event.what == thing:
+            subject = {"leave": [thing], "put": [thing]}.get(event.verb, [name])
+            carried = [thing] if world.holder.get(thing) == name else []
+            steps.append(" ".join([*subject, *carried, world.place[name]]))
+    told = " ".join(event.sentence(rng.choice(VERBS[event.verb])) for event in events)
+    return _task("where", difficulty, f"{told} Where is the {thing}?", f"{', '.join(steps)}: {world.place_of(thing)}",
+                 events, thing)
 
 
 def reverse(rng, difficulty):
@@ -116,9 +119,11 @@ def compare(rng, difficulty):
     names = rng.sample(NAMES, n)
     words = ("more" if most else "less") if n == 2 else ("most" if most else "least")
     told = " ".join(f"{name} has {number} {animal}s." for name, number in zip(names, numbers))
-    best = list(itertools.accumulate(numbers, max if most else min))  # so far
-    return _task("compare", difficulty, f"{told} Who has {words}?",
-                 f"{', '.join(map(str, best))}: {names[numbers.index(best[-1])]}", sorted(numbers))
+    best, steps = (numbers[0], names[0]), [f"{names[0]} {numbers[0]}"]
+    for number, name in zip(numbers[1:], names[1:]):
+        best = (max if most else min)(best, (number, name))
+        steps.append(f"{name} {number} = {best[0]} {best[1]}")
+    return _task("compare", difficulty, f"{told} Who has {words}?", f"{', '.join(steps)}: {best[1]}", sorted(numbers))
 
 
 def write(rng, difficulty):

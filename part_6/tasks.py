@@ -86,12 +86,12 @@ def check_story(prompt, answer):
     _, given = parse_sentence(prompt.removeprefix("Tell a story. "))
     sentences = split_sentences(answer)
     parsed = [parse_sentence(sentence) for sentence in sentences]
-    known = [slots for found in parsed if found for slots in [found[1]]]
     named = set(re.findall(r"\w+", answer))
-    on_prompt = (all(slots.get("name", given["name"]) == given["name"] for slots in known)
+    on_prompt = (all(slots.get("name", given["name"]) == given["name"] for _, slots in filter(None, parsed))
                  and named & set(THINGS) <= {given["thing"]} and named & set(PLACES) <= {given["place"]}
                  and bool({given["name"], given["thing"]} & named)
-                 and all(slots["colour"] == given["colour"] for slots in known if "thing" in slots and "colour" in slots))
+                 and all(slots["colour"] == given["colour"] for template, slots in filter(None, parsed)
+                         if "{colour} {thing}" in template))
     return {"grammatical": 1 <= len(sentences) <= 3 and None not in parsed, "on_prompt": on_prompt,
             "tone": TEMPLATES[parsed[-1][0]] if parsed and parsed[-1] else None,
             "repeats": len(set(sentences)) < len(sentences), "n_words": len(answer.split())}
