@@ -28,12 +28,12 @@ PRESETS = {
     # The shapes of Llama 3.2 1B (its model card) and Llama 3.1 8B (Grattafiori et al. 2024, table 3), half their vocabulary
     "llama-1b": dict(
         optimizer="adamw", vocab_size=65536, block_size=4096, n_layer=16, n_head=32, n_kv_head=8, d_model=2048,
-        d_hidden=8192, rope_base=500000.0, tie_embeddings=True, batch_size=256, micro_batch_size=4, steps=25000, lr=4e-4, min_lr=4e-5,
-        warmup_steps=2000, beta2=0.95, eval_every=500, save_every=1000, activation_checkpointing=True),
+        d_hidden=8192, rope_base=500000.0, tie_embeddings=True, batch_size=256, micro_batch_size=4, steps=25000, lr=4e-4,
+        min_lr=4e-5, warmup_steps=2000, beta2=0.95, eval_every=500, save_every=1000, activation_checkpointing=True),
     "llama-8b": dict(
         optimizer="adamw", vocab_size=65536, block_size=8192, n_layer=32, n_head=32, n_kv_head=8, d_model=4096,
-        d_hidden=14336, rope_base=500000.0, batch_size=512, micro_batch_size=1, steps=40000, lr=3e-4, min_lr=3e-5, warmup_steps=2000,
-        beta2=0.95, eval_every=500, save_every=500, activation_checkpointing=True),
+        d_hidden=14336, rope_base=500000.0, batch_size=512, micro_batch_size=1, steps=40000, lr=3e-4, min_lr=3e-5,
+        warmup_steps=2000, beta2=0.95, eval_every=500, save_every=500, activation_checkpointing=True),
 }
 
 
@@ -52,7 +52,6 @@ class Config(part_3_train.Config):
     micro_batch_size: int | None = option(None, "windows in memory at a time, in each process; its whole share if left out")
     n_layer: int = option(3, "Transformer blocks")
     n_head: int = option(4, "attention heads")
-    n_kv_head: int | None = option(4, "key-value heads, shared by n_head / n_kv_head query heads each")
     d_hidden: int | None = option(None, "width of the feed-forward layer; 8/3 of d_model if left out")
     qk_norm: bool = option(True, "RMSNorm on queries and keys")
     dropout: float = option(0.0, "dropout probability; some 0.2 for a text that is read many times")

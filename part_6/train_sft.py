@@ -61,7 +61,7 @@ def main(config):
 
 
 def train(config, device, dtype, base, tokenizer, base_state, examples, resumed, path, stop):
-    """The run. base, base_state: the model to start from and its checkpoint; tokenizer: with the template's tokens; examples:
+    """The run. base, base_state: the model to start from and its checkpoint; tokenizer: with the template's; examples:
     what `load_examples` gave; resumed, path: the checkpoint to go on from, or None; stop: a `StopRequest`."""
     out, say, now = Path(config.out), tqdm.write, Progress()
     set_seed(config.seed)
