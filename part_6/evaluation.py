@@ -1,13 +1,15 @@
 """Lesson 6.4 - evaluation: a model answers held-out tasks, and every answer gets its verdict.
 
 Greedy decoding shows what the model holds for most probable, sampling at temperature 1 what it would say: a model that is
-right greedily and wrong when sampled is unsure. Both are batched with lesson 3.4's cache, the longest prompts together.
+right greedily and wrong when sampled is unsure. Both are batched with lesson 3.4's cache, the longest prompts together. A
+greedy answer does not depend on its neighbours in the batch; a sampled one does, through the draws, and on the seed.
 """
 
 import statistics
 
 import torch
 
+from part_0.cli import InputError
 from part_3.generate import generate
 from part_6.metrics import bootstrap_interval, rouge_l, token_f1
 from part_6.prompt_template import END, decode_answer, encode_prompt
@@ -18,31 +20,36 @@ from part_6.tasks import verify
 def answer(model, tokenizer, prompts, temperature=0.0, n_new=80, batch_size=256, seed=0):
     """A model's answers, in order: a list of (text, whether it came to an end token).
 
-    prompts: texts of a user, or conversations that end with one; temperature: 0 for greedy; n_new: most tokens of an answer.
+    prompts: texts of a user, or conversations that end with one; temperature: 0 for greedy; n_new: most tokens of an answer,
+    the end token included. InputError where the model has a table of positions and a prompt and n_new are longer than it.
     """
-    device = model.head.weight.device
+    device, config, end = model.head.weight.device, model.config, tokenizer.special_ids[END]
     generator = torch.Generator(device).manual_seed(seed)
     ids = [encode_prompt(prompt, tokenizer) for prompt in prompts]
     order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))  # so that prompts of one batch need little padding
+    if order and config.positions in ("learned", "sinusoidal") and len(ids[order[0]]) + n_new - 1 > config.block_size:
+        raise InputError(f"a prompt of {len(ids[order[0]])} tokens and an answer of {n_new} do not fit into the model's "
+                         f"{config.block_size} positions")
     answers = [None] * len(ids)
     for start in range(0, len(order), batch_size):
         chosen = order[start:start + batch_size]
         rows = generate(model, [ids[i] for i in chosen], n_new, temperature=temperature, generator=generator,
-                        stop_ids=(tokenizer.special_ids[END],))
+                        stop_ids=(end,))
         for i, row in zip(chosen, rows):
-            answers[i] = decode_answer(row.tolist(), tokenizer), row[-1].item() == tokenizer.special_ids[END]
+            answers[i] = decode_answer(row.tolist(), tokenizer), end in row.tolist()
     return answers
 
 
 def judge(tasks, answers):
-    """A record of each task and its answer: a list of dicts, as they go into a file.
+    """A record of each task and its answer: a list of dicts, as they go into a file. ValueError for more of one than the
+    other.
 
     correct: the verifier's verdict, only for an answer that ended; token_f1, rouge_l: against the reference, which for write
     and story is one of many right answers.
     """
     return [{**task._asdict(), "reference": task.answer, "answer": text, "ended": ended,
              "correct": ended and verify(task, text), "token_f1": token_f1(text, task.answer),
-             "rouge_l": rouge_l(text, task.answer)} for task, (text, ended) in zip(tasks, answers)]
+             "rouge_l": rouge_l(text, task.answer)} for task, (text, ended) in zip(tasks, answers, strict=True)]
 
 
 def summarise(records, measure="correct"):

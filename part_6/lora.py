@@ -12,17 +12,23 @@ import math
 import torch
 from torch import nn
 
+from part_5.experts import Experts
+from part_5.router import Router
+
 
 class LoRALinear(nn.Module):
     """A linear layer with a low-rank adapter; shapes and call as of `linear`, whose weights no longer learn.
 
-    r: the rank; alpha: the factor's numerator, so that r can change without the learning rate.
+    r: the rank; alpha: the factor's numerator, so that r can change without the learning rate. ValueError for a rank below
+    1 or an alpha that is not above 0.
     """
 
     def __init__(self, linear, r, alpha):
         super().__init__()
         if r < 1:
             raise ValueError(f"the rank r must be at least 1, not {r}")
+        if not 0 < alpha < math.inf:
+            raise ValueError(f"alpha must be above 0 and finite, not {alpha}")
         self.linear = linear.requires_grad_(False)
         self.scale = alpha / r
         like = dict(dtype=linear.weight.dtype, device=linear.weight.device)
@@ -42,11 +48,18 @@ class LoRALinear(nn.Module):
 
 
 def add_lora(model, r, alpha):
-    """Freeze `model` but for the norms, embedding and head, and give each linear layer of its blocks an adapter, in place.
+    """Freeze the matrices of the model's blocks and give each linear layer there an adapter, in place. Returns the model.
 
-    Embedding and head go on learning because the template's tokens are new. Returns the model.
+    Norms, embeddings and head go on learning, the latter two because the template's tokens are new. Routers and experts
+    (lessons 5.1 and 5.2) are frozen and have no adapters. ValueError for a model that has some already.
     """
-    for module in list(model.blocks.modules()):
+    modules = list(model.blocks.modules())
+    if any(isinstance(module, LoRALinear) for module in modules):
+        raise ValueError("the model has LoRA adapters already: merge_lora puts them into the weights")
+    for module in modules:
+        if isinstance(module, (Router, Experts)):
+            module.requires_grad_(False)
+            continue
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear):
                 setattr(module, name, LoRALinear(child, r, alpha))
@@ -54,10 +67,10 @@ def add_lora(model, r, alpha):
 
 
 def merge_lora(model):
-    """Put W + (alpha / r) B A in place of every adapter of the model, in place: its weights have their old names again.
-    Returns the model."""
+    """Put W + (alpha / r) B A in place of every adapter of the model, in place: its weights have their old names again, and
+    all of them learn. Returns the model."""
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, LoRALinear):
                 setattr(module, name, child.merged())
-    return model
+    return model.requires_grad_(True)

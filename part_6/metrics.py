@@ -5,6 +5,10 @@
                                                                                         (Rajpurkar et al. 2016, SQuAD)
     ROUGE-L        the same with the longest common subsequence, so that order counts   (Lin 2004, section 3.1)
     interval       2.5 % to 97.5 % of the means of resampled answers                    (Efron 1979, the bootstrap)
+
+`normalise` says what "the same" is: case, ASCII punctuation and the amount of blanks do not count, everything else does.
+SQuAD's own also leaves out "a", "an" and "the", and joins what stood on both sides of a punctuation mark. Without
+punctuation -5 is 5 and 1.5 is "1 5": where a sign or a decimal point matters, use a verifier.
 """
 
 import string
@@ -52,12 +56,14 @@ def bootstrap_interval(groups, level=0.95, n_resamples=2000, seed=0):
     """The percentile interval of a mean of means: (low, high).
 
     groups: lists of numbers, one an answer, such as the verdicts of each task family; each resample draws as many as there
-    are from every group, with replacement. One group gives the interval of an ordinary mean. ValueError for an empty group.
+    are from every group, with replacement. One group gives the interval of an ordinary mean. Numbers that are all the same
+    give an interval of no width, because no resample holds what was never seen: of n answers that are all right, the truth
+    may be as low as 1 - 3/n (Hanley & Lippman-Hand 1983, the "rule of three"). ValueError for an empty group, or none.
     """
+    groups = [np.asarray(group, dtype=float) for group in groups]
+    if not groups or min(group.size for group in groups) == 0:
+        raise ValueError("no interval can be given for the mean of nothing")
     rng, means = np.random.default_rng(seed), []
     for group in groups:
-        group = np.asarray(group, dtype=float)
-        if group.size == 0:
-            raise ValueError("no interval can be given for the mean of nothing")
         means.append(group[rng.integers(group.size, size=(n_resamples, group.size))].mean(axis=1))
     return tuple(np.quantile(np.mean(means, axis=0), [(1 - level) / 2, (1 + level) / 2]).tolist())

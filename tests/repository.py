@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PARTS = sorted(ROOT.glob("part_[0-9]"))
 FILES = sorted(ROOT.glob("part_[0-9]/*.py"))
-SCRIPTS = sorted((path for path in FILES if re.match(r"demo_|train", path.name)),
+SCRIPTS = sorted((path for path in FILES if re.match(r"demo_|train|chat\.py$", path.name)),
                  key=lambda path: (path.parent.name, not path.name.startswith("train"), path.name))  # trainers come first
 LIBRARY = [path for path in FILES if path not in SCRIPTS]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("part_[0-9]/README.md"))]

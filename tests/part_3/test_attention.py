@@ -203,18 +203,63 @@ def test_short_attention_drops_weights_and_makes_up_for_them():
     assert heads[0, 0, 2000:, 0].std().item() == pytest.approx((1 / 3 / 3000) ** 0.5, rel=0.15)
 
 
+def rows_of_text(B, T):
+    """A mask (B, 1, T, T) in which each row of the batch has texts of its own, causal and apart from each other."""
+    texts = torch.randint(2, (B, T)).cumsum(dim=1)
+    return ((texts[:, :, None] == texts[:, None, :]) & torch.ones(T, T).tril().bool())[:, None]
+
+
+@pytest.mark.parametrize("H_kv", [1, 2, 4])
+@pytest.mark.parametrize("T", [1, 7, 300])  # as above: the last in pieces, each with its own rows of the mask
+@pytest.mark.parametrize("kind", ["(T, T)", "(1, 1, T, T)", "(B, 1, T, T)", "(B, 1, 1, T)"])
+def test_short_attention_with_a_mask_equals_explicit_attention_forward_and_backward(kind, T, H_kv):
+    torch.manual_seed(0)
+    mine = [torch.randn(5, H, T, 6, dtype=torch.double, requires_grad=True) for H in (4, H_kv, H_kv)]
+    other = [leaf.detach().clone().requires_grad_() for leaf in mine]
+    mask = {"(T, T)": torch.rand(T, T) < 0.5, "(1, 1, T, T)": torch.rand(1, 1, T, T) < 0.5,
+            "(B, 1, T, T)": rows_of_text(5, T), "(B, 1, 1, T)": torch.rand(5, 1, 1, T) < 0.5}[kind]
+    if kind != "(B, 1, T, T)":
+        mask[..., T // 2] = True  # no query is left without a key; and not causal
+    output, expected = short_attention(*mine, mask), explicit_attention(*other, mask)
+    assert output.dtype == torch.double and torch.allclose(output, expected, atol=1e-10)
+    grad = torch.randn_like(output)
+    output.backward(grad)
+    expected.backward(grad)
+    for ours, theirs in zip(mine, other):
+        assert torch.allclose(ours.grad, theirs.grad, atol=1e-10)
+
+
+def test_short_attention_drops_weights_of_what_the_mask_shows():
+    torch.manual_seed(0)
+    query, value = torch.zeros(1, 1, 400, 400), torch.eye(400)[None, None]  # the output is the weights
+    mask = torch.arange(400)[:, None] % 2 == torch.arange(400) % 2  # half of the keys, each a weight of 1 / 200
+    weights = short_attention(query, query, value, mask, 0.25)[0, 0]
+    assert (weights[~mask] == 0).all() and (weights[mask] == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    assert torch.allclose(weights[mask][weights[mask] > 0], torch.tensor(1 / 0.75 / 200))
+
+
 @pytest.mark.parametrize("T, dtype, grad, taken", [
     (512, torch.bfloat16, True, True), (513, torch.bfloat16, True, False), (8, torch.float32, True, False),
     (8, torch.bfloat16, False, False)])
 def test_short_attention_serves_training_in_bf16_on_short_texts_alone(T, dtype, grad, taken, monkeypatch):
     calls = []
-    monkeypatch.setattr(attention, "short_attention", lambda *tensors: calls.append(1) or tensors[0])
+    monkeypatch.setattr(attention, "short_attention", lambda *arguments: calls.append(arguments[3:]) or arguments[0])
     tensors = [torch.zeros(1, 1, T, 2, dtype=dtype) for _ in range(3)]
+    mask = torch.ones(T, T, dtype=torch.bool)
     with torch.set_grad_enabled(grad):
-        grouped_attention(*tensors, causal=True)
-        assert len(calls) == taken
-        grouped_attention(*tensors, mask=torch.ones(T, T, dtype=torch.bool), causal=True)
-        assert len(calls) == taken  # a mask is not its business, and comes before causal
+        grouped_attention(*tensors)  # neither a mask nor causal: it would hide the future
+        assert calls == []
+        grouped_attention(*tensors, causal=True, dropout=0.25)
+        assert calls == [(None, 0.25)] * taken
+        grouped_attention(*tensors, mask)
+        grouped_attention(*tensors, mask, causal=True)  # the mask comes before causal
+        assert len(calls) == 3 * taken and all(call[0] is mask for call in calls[1:])
+
+
+def test_short_attention_is_for_as_many_queries_as_keys(monkeypatch):
+    monkeypatch.setattr(attention, "short_attention", None)  # to call it would be an error
+    query, key = torch.zeros(1, 2, 3, 2, dtype=torch.bfloat16), torch.zeros(1, 2, 5, 2, dtype=torch.bfloat16)
+    assert grouped_attention(query, key, key, torch.ones(3, 5, dtype=torch.bool)).shape == (1, 2, 3, 2)
 
 
 def test_short_attention_in_bf16_is_close_to_fp32():

@@ -2,6 +2,8 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from part_3.attention_mask import attention_mask
 
@@ -78,3 +80,43 @@ def test_the_order_of_the_keys_does_not_matter(window, sinks):
     queries, keys, order = torch.tensor([7, 8, 9]), torch.arange(-1, 10), torch.randperm(11)
     assert torch.equal(attention_mask(queries, keys[order], window, sinks),
                        attention_mask(queries, keys, window, sinks)[:, order])
+
+
+def test_two_texts_and_padding_in_a_row_drawn():
+    # Text 0 has three tokens, text 1 four; then two places of padding, which see each other so that no row is empty.
+    positions, segments = torch.tensor([[0, 1, 2, 0, 1, 2, 3, -1, -1]]), torch.tensor([[0, 0, 0, 1, 1, 1, 1, -1, -1]])
+    drawn = ["x........",
+             "xx.......",
+             ".xx......",  # a window of two
+             "...x.....",
+             "...xx....",
+             "....xx...",
+             ".....xx..",
+             ".......xx",
+             ".......xx"]
+    [mask] = attention_mask(positions, positions, window=2, segments=segments)
+    assert ["".join(".x"[seen] for seen in row) for row in mask.tolist()] == drawn
+    [mask] = attention_mask(positions, positions, window=2, sinks=1, segments=segments)  # each text has its own sink
+    assert ["".join(".x"[seen] for seen in row) for row in mask.tolist()][2:7] == [
+        "xxx......", "...x.....", "...xx....", "...xxx...", "...x.xx.."]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=1, max_size=3),
+       st.sampled_from([None, 1, 2, 3, 9]), st.sampled_from([0, 1, 2]))
+def test_segments_hide_all_other_texts_and_nothing_else(rows, window, sinks):
+    width = max(map(sum, rows))
+    positions = [[t for length in row for t in range(length)] + [-1] * (width - sum(row)) for row in rows]
+    segments = [[i for i, length in enumerate(row) for _ in range(length)] + [-1] * (width - sum(row)) for row in rows]
+    mask = attention_mask(torch.tensor(positions), torch.tensor(positions), window, sinks, torch.tensor(segments))
+    expected = [[[a == b and may_look(q, k, window, sinks) for k, b in zip(row, texts)] for q, a in zip(row, texts)]
+                for row, texts in zip(positions, segments)]
+    assert mask.tolist() == expected and mask.any(dim=-1).all()
+
+
+@RULES
+def test_one_text_a_row_needs_no_segments(window, sinks):
+    positions = torch.tensor([[0, 1, 2, 3], [-1, -1, 0, 1]])
+    segments = torch.tensor([[5, 5, 5, 5], [-1, -1, 3, 3]])  # which number a text has makes no difference
+    assert torch.equal(attention_mask(positions, positions, window, sinks, segments),
+                       attention_mask(positions, positions, window, sinks))

@@ -334,3 +334,35 @@ def test_looking_at_attention_changes_nothing_and_draws_nothing():
     assert not model.training and not any(block.attention._forward_pre_hooks for block in model.blocks)
     model(TOKENS).sum().backward()
     assert model.head.weight.grad is not None
+
+
+PACKED = dict(positions=torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 0, 1, 2, -1, -1, -1, -1], [0, 0, 1, 2, *range(12)]]),
+              segments=torch.tensor([[0] * 5 + [1] * 4 + [2] * 3 + [-1] * 4, [7] + [3] * 3 + [4] * 12]))
+
+
+@pytest.mark.parametrize("options", [dict(), dict(positions="learned"), dict(positions="none"), dict(n_kv_head=1),
+                                     dict(window=3), dict(window=3, sinks=1), SWITCHED_BACK])
+def test_texts_that_share_a_row_give_the_logits_that_they_give_alone(options):
+    model, segments = make_model(**options), PACKED["segments"]
+    logits = model(TOKENS, **PACKED)
+    for row in range(2):
+        for segment in set(segments[row].tolist()) - {-1}:
+            own = segments[row] == segment
+            assert torch.allclose(logits[row, own], model(TOKENS[row, own][None])[0], atol=1e-5)
+    assert logits.isfinite().all()  # of padding too: no row of the mask is empty
+    assert torch.equal(model.hidden_states(TOKENS, **PACKED) @ model.head.weight.T, logits)
+
+
+def test_a_row_of_one_text_needs_no_segments():
+    model, positions = make_model(), torch.arange(16).expand(2, -1)
+    one = torch.tensor([[0], [5]]).expand(-1, 16)
+    assert torch.allclose(model(TOKENS, positions, segments=one), model(TOKENS), atol=1e-5)
+
+
+def test_segments_without_positions_or_with_a_cache_are_refused():
+    model, positions = make_model(), torch.arange(16).expand(2, -1)
+    segments = torch.zeros_like(positions)
+    with pytest.raises(ValueError, match="segments need positions, and no cache"):
+        model(TOKENS, segments=segments)
+    with pytest.raises(ValueError, match="segments need positions, and no cache"):
+        model(TOKENS, positions, model.new_cache("static", 2, 16), segments)

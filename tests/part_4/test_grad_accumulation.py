@@ -11,6 +11,7 @@ from part_3.modern_gpt import ModernGPT, ModernGPTConfig
 from part_4.grad_accumulation import accumulate_gradients
 
 V = 30
+PACKED_LENGTHS = [(5, 11), (16,), (3, 4, 2), (1, 15)]  # of texts that share a row, four rows
 
 
 def batch(B=8, T=16, seed=0):
@@ -191,3 +192,58 @@ def test_the_scaler_scales_a_loss_of_the_layers_too_and_a_number_is_one():
     model = make_model()
     accumulate_gradients(model, inputs, targets, 2, auxiliary_loss=lambda: 0.0)  # a dense model has nothing to add
     assert torch.allclose(gradients(model), in_one(inputs, targets)[1], atol=1e-6)
+
+
+def packed(T=16):
+    """What says which texts share the rows: positions from 0 in each, and the number of each place's text; -1 is padding."""
+    rows = {"positions": [[t for n in lengths for t in range(n)] for lengths in PACKED_LENGTHS],
+            "segments": [[i for i, n in enumerate(lengths) for _ in range(n)] for lengths in PACKED_LENGTHS]}
+    return {name: torch.tensor([row + [-1] * (T - len(row)) for row in values]) for name, values in rows.items()}
+
+
+@pytest.mark.parametrize("n_micro", [1, 2, 4])
+def test_each_micro_batch_gets_its_rows_of_the_context(n_micro):
+    inputs, targets = batch(B=4)
+    context = packed()
+    targets = targets.masked_fill(context["segments"] < 0, -100)
+    alone = make_model()  # each text as a row of its own, with nothing said about it
+    losses = [F.cross_entropy(alone(x[None])[0], y, reduction="sum")
+              for row in range(4) for n, at in zip(PACKED_LENGTHS[row], torch.tensor(PACKED_LENGTHS[row]).cumsum(0).tolist())
+              for x, y in [(inputs[row, at - n:at], targets[row, at - n:at])]]
+    expected = sum(losses) / (targets != -100).sum()
+    expected.backward()
+    model = make_model()
+    loss = accumulate_gradients(model, inputs, targets, n_micro, context=context)
+    assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    assert (gradients(model) - gradients(alone)).abs().max() <= 1e-5 * gradients(alone).abs().max()
+    without = accumulate_gradients(make_model(), inputs, targets, n_micro)
+    assert abs(without.item() - expected.item()) > 1e-3  # as one text a row it is something else
+
+
+def test_the_context_reaches_the_model_by_name_and_none_is_nothing():
+    class Recorder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.calls = nn.Parameter(torch.zeros(V)), []
+
+        def forward(self, x, **options):
+            self.calls.append((x.tolist(), {name: part.tolist() for name, part in options.items()}))
+            return self.weight.expand(*x.shape, V)
+
+    model, inputs = Recorder(), torch.tensor([[1], [2], [3], [4]])
+    accumulate_gradients(model, inputs, inputs, 2, context={"segments": 10 * inputs, "other": inputs.flip(0)})
+    assert model.calls == [([[1], [2]], {"segments": [[10], [20]], "other": [[4], [3]]}),
+                           ([[3], [4]], {"segments": [[30], [40]], "other": [[2], [1]]})]
+    for context in (None, {}):
+        accumulate_gradients(model, inputs, inputs, 1, context=context)
+        assert model.calls[-1] == ([[1], [2], [3], [4]], {})
+
+
+@pytest.mark.parametrize("rows", [1, 2, 5])
+def test_a_context_of_other_rows_than_the_batch_is_refused(rows):
+    # A row for all, or fewer, could be split into parts that fit the wrong micro-batches.
+    inputs, targets = batch(B=4)
+    model = make_model()
+    with pytest.raises(ValueError, match=f"'segments' has {rows} rows, the batch 4"):
+        accumulate_gradients(model, inputs, targets, 2, context={"segments": torch.zeros(rows, 16)})
+    assert all(parameter.grad is None for parameter in model.parameters())
