@@ -58,7 +58,7 @@ DOCUMENTS = (story_document, story_document, moves_document, moves_document, lis
 
 def tinyworld(n_characters=N_CHARACTERS, seed=0):
     """At least `n_characters` of text, documents apart by an empty line; the same for the same seed."""
-    rng, documents, length = random.Random(f"tinyworld {seed}"), [], 0
+    rng, documents, length = random.Random(f"tinyworld {seed}"), [], -2  # no empty line before the first
     while length < n_characters:
         documents.append(rng.choice(DOCUMENTS)(rng))
         length += len(documents[-1]) + 2

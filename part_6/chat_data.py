@@ -31,7 +31,9 @@ def read_messages(record):
     elif "response" in record and "prompt" in record:
         messages = turn(record["prompt"], record["response"])
     elif "output" in record and "instruction" in record:
-        instruction, more = record["instruction"], record.get("input")
+        instruction, more = record["instruction"], record.get("input", "")
+        if not isinstance(instruction, str) or not isinstance(more, str):
+            raise ValueError('"instruction" and "input" must be texts')
         messages = turn(f"{instruction}\n\n{more}" if more else instruction, record["output"])
     else:
         raise ValueError(f"it has the keys {', '.join(map(repr, record)) or 'of nothing'}, not those of {FORMS}")
@@ -52,11 +54,13 @@ def load_conversations(path):
         if not line.strip():
             continue
         try:
-            conversations.append(read_messages(json.loads(line.decode("utf-8"))))
+            conversations.append(read_messages(json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))))
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, line {number}: no UTF-8 (byte {error.start})") from None
         except json.JSONDecodeError as error:
             raise InputError(f"{path}, line {number}: no JSON ({error.msg} at column {error.colno})") from None
+        except RecursionError:
+            raise InputError(f"{path}, line {number}: no JSON that can be read (nested too deep)") from None
         except ValueError as error:
             raise InputError(f"{path}, line {number}: {error}") from None
     if not conversations:

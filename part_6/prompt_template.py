@@ -33,6 +33,8 @@ def check_messages(messages):
             raise ValueError(f'message {number} is no object with "role" and "content", a text')
         if message.get("role") != role:
             raise ValueError(f"message {number} must be of the {role}, not of {message.get('role')!r}")
+        if any("\ud800" <= sign <= "\udfff" for sign in message["content"]):
+            raise ValueError(f"message {number} holds half a surrogate pair: that is no Unicode character")
 
 
 def encode_chat(messages, tokenizer):
@@ -74,6 +76,8 @@ def decode_chat(ids, tokenizer):
         if ids[0] not in roles or end not in ids:
             raise ValueError(f"a turn begins with a role's token and ends with {END}; this is neither: {ids[:5]} ...")
         stop = ids.index(end)
+        if any(id in roles for id in ids[1:stop]):
+            raise ValueError(f"a turn begins before the one before it has its {END}: {ids[:5]} ...")
         messages.append({"role": roles[ids[0]], "content": tokenizer.decode(ids[1:stop]).removeprefix(" ")})
         ids = ids[stop + 1:]
     check_messages(messages)
