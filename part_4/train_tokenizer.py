@@ -34,7 +34,7 @@ RUNS = Path(__file__).resolve().parent / "runs"
 
 @dataclass(frozen=True)
 class Config:
-    data: str = option("python-docs", DATA_HELP)
+    data: str = option("tinyworld", DATA_HELP)
     vocab_size: int = option(1024, "ids in all: 256 bytes, the merges, the special tokens")
     special_tokens: str = option("<|endoftext|>", "names of the special tokens, separated by commas; may be empty")
     out: str = option(str(RUNS / "tokenizer"), "where the tokenizer goes")

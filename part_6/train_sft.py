@@ -12,6 +12,7 @@ Left out: several processes, which are as in part_4/train.py.
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
 import dataclasses
+import functools
 import json
 import math
 import time
@@ -29,6 +30,7 @@ from part_4.lr_schedule import SCHEDULES
 from part_4.optimizer import build_optimizers, set_learning_rate
 from part_4.run_logger import RunLogger
 from part_4.run_state import Progress, find_checkpoint, restore, snapshot
+from part_5.hybrid import after_update, auxiliary_loss
 from part_6.chat_model import load_model, resize_vocabulary
 from part_6.curriculum import draw_batch
 from part_6.lora import add_lora
@@ -49,7 +51,7 @@ def main(config):
         tqdm.write(f"{damage}; the one before it is used")
     base, tokenizer, base_state = load_model(config.base, device, "part_4/train.py")
     tokenizer = chat_tokenizer(tokenizer)
-    tqdm.write("making the examples")
+    tqdm.write("making the examples" if config.data == TASKS else f"reading {config.data}")
     examples = load_examples(config.data, config.n_examples, config.seed, config.worked_steps, tokenizer, config.block_size)
     if config.batch_size > len(examples.train):
         raise InputError(f"--batch_size {config.batch_size} is more than the {len(examples.train)} conversations there are")
@@ -78,11 +80,12 @@ def train(config, device, dtype, base, tokenizer, base_state, examples, resumed,
         now, before = restore(resumed, model, optimizers, scaler, rank=0), resumed["before"]
         say(f"going on from {path}")
         cut_records(out, now.step)
-        if now.best_step == now.step:  # a kill may have come between the save and this
+        if now.best_step == now.step > 0:  # a kill may have come between the save and this
             give_second_name(path, out / "best.pt")
     else:
         if previous := start_run(config):
             say(f"the run that was in {out} is now in {previous}")
+        say("what the base model can do")
         before = {**base_loss(base, tokenizer, base_state, dtype, "before", say),
                   **task_scores(model, tokenizer, tasks, "before")}
     logger = RunLogger(out, config, now.step)
@@ -120,6 +123,7 @@ def train(config, device, dtype, base, tokenizer, base_state, examples, resumed,
         now.tokens += sum(lengths[i] for i in chosen)
         batch = batch.to(device)
         loss = accumulate_gradients(model, batch.inputs, batch.targets, n_micro, dtype, scaler,
+                                    auxiliary_loss=functools.partial(auxiliary_loss, model),  # of experts, if it has any
                                     context={"positions": batch.positions, "segments": batch.segments})
         for optimizer in optimizers:
             scaler.unscale_(optimizer)
@@ -130,6 +134,7 @@ def train(config, device, dtype, base, tokenizer, base_state, examples, resumed,
                 scaler.step(optimizer)
             optimizer.zero_grad(set_to_none=True)
         scaler.update()  # its scale is lowered where a gradient was not finite
+        extra = after_update(model)
         synchronize(device)
         now.skipped = 0 if is_finite else now.skipped + 1
         now.seconds += time.perf_counter() - started
@@ -140,7 +145,7 @@ def train(config, device, dtype, base, tokenizer, base_state, examples, resumed,
         if now.step % config.log_every == 0 and is_finite:
             per_second = (now.tokens - logged_tokens) / (now.seconds - logged_seconds)
             logger.record(now.step, tokens=now.tokens, seconds=now.seconds, loss=loss.item(), lr=lr, grad_norm=grad_norm,
-                          tokens_per_second=per_second)
+                          tokens_per_second=per_second, **extra)
             bar.set_postfix(loss=f"{loss.item():.3f}", tokens_per_second=f"{per_second:,.0f}", refresh=False)
             logged_tokens, logged_seconds = now.tokens, now.seconds
         now.step += 1
