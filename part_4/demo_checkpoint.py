@@ -50,7 +50,8 @@ def command(config, out, tokens):
     """The command of the small run into the directory `out`."""
     sizes = dict(data=config.data, steps=config.steps, batch_size=8, block_size=64, n_layer=2, n_head=4, d_model=64,
                  dropout=0.1, vocab_size=512, warmup_steps=10, eval_every=40, save_every=5, log_every=1, eval_windows=16,
-                 eval_tokens=2000, device="cpu", precision="fp32", out=out, tokens=tokens, resume="auto")
+                 eval_tokens=2000, device="cpu", precision="fp32", out=out, tokens=tokens, resume="auto",
+                 optimizer="adamw", lr=0.003, min_lr=0.0001)
     return [sys.executable, str(TRAINER), *(word for name, value in sizes.items() for word in (f"--{name}", str(value)))]
 
 

@@ -42,6 +42,7 @@ def run(parallel, config, folder):
     sizes = dict(data=config.data, steps=config.steps, batch_size=8 * config.n_process, block_size=64, n_layer=2, n_head=4,
                  d_model=64, vocab_size=512, dropout=0.0, warmup_steps=5, eval_every=config.steps,
                  save_every=config.steps, log_every=1, eval_windows=16, device="cpu", precision="fp32", out=out,
+                 optimizer="adamw", lr=0.003, min_lr=0.0001,
                  tokens=folder / "tokens", parallel=parallel)
     launcher = [] if parallel == "none" else ["-m", "torch.distributed.run", "--standalone",
                                               f"--nproc_per_node={config.n_process}"]

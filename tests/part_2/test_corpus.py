@@ -5,7 +5,8 @@ import types
 import pytest
 
 from part_0.cli import InputError
-from part_2.corpus import load_corpus
+from part_2.corpus import CORPORA, DATA_HELP, load_corpus
+from part_2.tinyworld_text import tinyworld
 
 
 def test_python_docs_is_prose_without_a_paragraph_twice():
@@ -26,6 +27,12 @@ def test_python_docs_keep_order_and_indentation_and_the_first_of_equal_paragraph
     fake.topics = {"b": "same\n\n   indented\n   twice\n", "a": "\nfirst\n\nsame\n\n\n\nlast", "c": "indented\n   twice"}
     monkeypatch.setitem(sys.modules, "pydoc_data.topics", fake)
     assert load_corpus("python-docs") == "first\n\nsame\n\nlast\n\n   indented\n   twice"
+
+
+def test_tinyworld_is_five_million_characters_the_same_at_every_call():
+    text = load_corpus("tinyworld")
+    assert 5_000_000 <= len(text) < 5_001_000  # the last document is finished
+    assert text == load_corpus("tinyworld") and text.startswith(tinyworld(10_000, seed=0))
 
 
 def test_a_file_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
@@ -61,8 +68,9 @@ def test_a_file_that_is_no_text_is_refused(tmp_path, content, complaint):
 
 
 def test_neither_file_nor_name_is_refused_with_the_names(tmp_path):
-    with pytest.raises(InputError, match="python-docs"):
+    with pytest.raises(InputError, match="python-docs, tinyworld, shakespeare"):
         load_corpus(str(tmp_path / "missing.txt"))
+    assert all(name in DATA_HELP for name in CORPORA)
     with pytest.raises(InputError, match="neither a file"):
         load_corpus(str(tmp_path))
 
