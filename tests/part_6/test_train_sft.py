@@ -94,9 +94,10 @@ def encode(task):
     return encode_chat(task_conversation(task), TOKENIZERS["chat"])
 
 
-@pytest.mark.parametrize("packing, max_rows", [(True, None), (True, 1), (False, 3)])
-def test_the_loop_does_what_a_second_loop_written_by_the_book_does(packing, max_rows, base, tmp_path):
-    train_sft.main(config(base, tmp_path / "run", packing=packing, max_rows=max_rows, n_tasks=0))
+@pytest.mark.parametrize("packing, max_rows, curriculum", [(True, None, "uniform"), (True, 1, "hard_first"),
+                                                           (False, 3, "short_first")])
+def test_the_loop_does_what_a_second_loop_written_by_the_book_does(packing, max_rows, curriculum, base, tmp_path):
+    train_sft.main(config(base, tmp_path / "run", packing=packing, max_rows=max_rows, curriculum=curriculum, n_tasks=0))
     model, tokenizer, state = load_model(base)
     tokenizer = chat_tokenizer(tokenizer)
     # New rows are the mean of the old ones; embedding and head are lengthened by hand here.
@@ -110,14 +111,15 @@ def test_the_loop_does_what_a_second_loop_written_by_the_book_does(packing, max_
     others = [p for name, p in larger.named_parameters() if p.ndim != 2 or name == "token_embedding.weight"]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}],
                                   betas=(0.9, 0.95))
-    conversations = [encode(task) for task in make_tasks("train", 96, 1)]
-    lengths = [len(ids) for ids, _ in conversations]
+    tasks = make_tasks("train", 96, 1)
+    conversations = [encode(task) for task in tasks]
+    difficulties, lengths = [task.difficulty for task in tasks], [len(ids) for ids, _ in conversations]
     losses = []
     for step in range(12):
         for group in optimizer.param_groups:
             group["lr"] = warmup_cosine(step, 12, 3e-3, 1e-4, 3)
         total, n = 0.0, 0
-        for i in draw_batch("uniform", lengths, lengths, 1, step, 12, 8):  # one conversation after the other, no padding
+        for i in draw_batch(curriculum, difficulties, lengths, 1, step, 12, 8):  # one after the other, no padding
             ids, learnt = conversations[i]
             logits = larger(torch.tensor([ids[:-1]]))[0]
             for place in range(len(ids) - 1):
@@ -155,6 +157,16 @@ def test_a_stopped_and_resumed_run_ends_bit_for_bit_like_one_that_was_not(change
     assert list(map(without_clock, records(parts))) == list(map(without_clock, records(whole)))
     summary = json.loads((whole / "summary.json").read_text())
     assert without_clock(history[-1]) == without_clock(summary)
+
+
+def test_a_kill_between_a_save_and_its_second_name_loses_no_best_checkpoint(base, tmp_path):
+    out = tmp_path / "run"
+    train_sft.main(config(base, out, n_tasks=0))
+    newest = checkpoint_files(out)[0]
+    assert load_checkpoint(newest)["progress"]["best_step"] == 12  # the loss of so short a run only falls
+    os.replace(checkpoint_files(out)[1], out / "best.pt")  # as if the name still belonged to the one before
+    train_sft.main(config(base, out, n_tasks=0, resume="yes"))
+    assert load_checkpoint(out / "best.pt")["step"] == 12
 
 
 def test_resuming_with_other_flags_or_conversations_is_refused_and_nothing_is_lost(base, tmp_path):
