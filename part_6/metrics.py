@@ -30,8 +30,8 @@ def exact_match(answer, reference):
 
 
 def _f1(common, n_answer, n_reference):
-    if n_answer == 0 or n_reference == 0:
-        return float(n_answer == n_reference)
+    if n_answer + n_reference == 0:
+        return 1.0
     return 2 * common / (n_answer + n_reference)  # = 2 P R / (P + R)
 
 
