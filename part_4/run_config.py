@@ -52,6 +52,7 @@ class Config(part_3_train.Config):
     micro_batch_size: int | None = option(None, "windows in memory at a time, in each process; its whole share if left out")
     n_layer: int = option(3, "Transformer blocks")
     n_head: int = option(4, "attention heads")
+    n_kv_head: int | None = option(None, "key-value heads, shared by n_head / n_kv_head query heads; n_head if left out")
     d_hidden: int | None = option(None, "width of the feed-forward layer; 8/3 of d_model if left out")
     qk_norm: bool = option(True, "RMSNorm on queries and keys")
     dropout: float = option(0.0, "dropout probability; some 0.2 for a text that is read many times")

@@ -35,6 +35,7 @@ class Config(part_4_train.Config):
     steps: int = option(300, "optimizer steps")
     n_layer: int = option(4, "Transformer blocks")
     n_head: int = option(6, "attention heads")
+    n_kv_head: int | None = option(2, "key-value heads, shared by n_head / n_kv_head query heads each")
     d_model: int = option(192, "model width")
     dropout: float = option(0.2, "dropout probability; 0 for a text that is not read more than a few times")
     optimizer: str = option("adamw", "as in part_4/train.py", OPTIMIZERS)

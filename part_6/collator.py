@@ -72,7 +72,7 @@ def collate(examples, rows, width):
         for segment, index in enumerate(indices):
             inputs, targets = examples[index]
             place = slice(start, start := start + len(inputs))
-            batch.inputs[row, place], batch.targets[row, place] = torch.tensor(inputs), torch.tensor(targets)
+            batch.inputs[row, place], batch.targets[row, place] = torch.as_tensor(inputs), torch.as_tensor(targets)
             batch.positions[row, place], batch.segments[row, place] = torch.arange(len(inputs)), segment
     return batch
 

@@ -113,19 +113,19 @@ def main(config):
                      disable=None))
     evaluated = [-(-config.steps * i // config.n_eval) for i in range(1, config.n_eval + 1)]
     half, window = (config.n_eval - 1) // 2, max(1, config.steps // 20)
+    uniform = np.array([right[-1].mean() for _, right, _ in runs[:config.n_seed]])  # at the end; CURRICULA begins with it
     fig, (ax_drawn, ax_step, ax_difficulty) = plt.subplots(1, 3, figsize=(12, 4.6), width_ratios=(3, 4, 4))
     for i, (kind, (color, line)) in enumerate(STYLES.items()):
         drawn, right, n_tokens = zip(*runs[i * config.n_seed:(i + 1) * config.n_seed])
         drawn = [np.convolve(run, np.ones(window) / window, "valid") for run in drawn]
         right, style = np.stack(right), dict(color=color, linestyle=line, label=kind)  # right: (n_seed, n_eval, 6)
         exact = right.mean(axis=2)
-        uniform = exact if kind == "uniform" else uniform
         band(ax_drawn, np.arange(len(drawn[0])) + window / 2, drawn, **style)
         band(ax_step, evaluated, exact, **style)
         band(ax_difficulty, DIFFICULTIES, right[:, -1], marker="o", **style)
         print(f"{kind:12s} exact match at step {evaluated[half]}: {describe(exact[:, half])}   at the end: "
               f"{describe(exact[:, -1])}, seed by seed "
-              f"{' '.join(f'{lead:+.3f}' for lead in exact[:, -1] - uniform[:, -1])} against uniform   "
+              f"{' '.join(f'{lead:+.3f}' for lead in exact[:, -1] - uniform)} against uniform   "
               f"{mean(n_tokens):,.0f} tokens read")
     ax_drawn.set(xlabel="optimizer step", ylabel="mean difficulty", title="what is drawn")
     ax_step.set(xlabel="optimizer step", ylabel="exact match", title="validation tasks", ylim=(0, 1.02))
@@ -133,11 +133,11 @@ def main(config):
     ax_difficulty.set(xlabel="difficulty", ylabel="exact match", title="at the end, by difficulty", ylim=(0, 1.02))
     print(save_figure(
         fig, figure_path(__file__, "curriculum", config.quick), title="Four orders of the same examples",
-        caption=f"The same base model fine-tuned for {config.steps} steps of {config.batch_size} examples "
+        caption=f"The same base model, fine-tuned for {config.steps} steps of {config.batch_size} examples "
                 f"({config.families.replace(',', ', ')}), {config.n_seed} seeds: mean, and band from lowest to highest. "
                 f"Left: difficulty of the batches, each point the mean of {window} steps. Middle: greedy exact match on "
-                f"{config.n_val * len(DIFFICULTIES) * len(config.families.split(','))} held-out validation tasks. Right: the "
-                "same at the end, by difficulty. Where bands overlap, these runs do not tell the curricula apart.",
+                f"{config.n_val * len(DIFFICULTIES) * len(config.families.split(','))} held-out validation tasks. Right: "
+                "the same at the end, by difficulty. Where bands overlap, these runs do not tell the curricula apart.",
         command=command_line(__file__, config)))
 
 

@@ -26,10 +26,11 @@ class Config:
     n_examples: int = option(60_000, "tasks that are made to train on")
     worked_steps: bool = option(True, "answers to tasks show their steps; else the result alone")
     out: str = option(str(RUNS / "sft"), "the run directory")
-    steps: int = option(1400, "optimizer steps")
+    steps: int = option(1600, "optimizer steps")
     batch_size: int = option(64, "conversations a step")
     block_size: int = option(128, "tokens a row: as many conversations as fit are packed into it")
     packing: bool = option(True, "several conversations a row; else one, and padding behind it")
+    replay: int = option(2, "rows a step of the base model's own text, against forgetting; 0 for none")
     max_rows: int | None = option(None, "rows in memory at a time; all of the batch if left out")
     curriculum: str = option("uniform", "the order of the examples", CURRICULA)
     lora_rank: int = option(0, "rank of LoRA's adapters; 0: all weights learn")
@@ -62,7 +63,7 @@ class Config:
                        "save_every", "keep_last", "log_every", "lora_alpha")
         if not self.out:
             raise InputError("--out must not be empty")
-        for name in ("warmup_steps", "min_lr", "weight_decay", "lora_rank", "n_tasks"):
+        for name in ("warmup_steps", "min_lr", "weight_decay", "lora_rank", "n_tasks", "replay"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name} must not be negative, but is {getattr(self, name)}")
         if self.min_lr > self.lr:

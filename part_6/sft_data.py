@@ -66,27 +66,34 @@ def load_examples(data, n_examples, seed, worked_steps, tokenizer, block_size):
     return Examples(examples["train"], examples["val"], difficulties, digest)
 
 
-def make_batch(examples, block_size, packing=True, max_rows=None):
+def make_batch(examples, block_size, packing=True, max_rows=None, windows=()):
     """The Batch of some examples, and into how many micro-batches of at most `max_rows` rows it divides.
 
-    Empty rows are added so that these are of one size; they have no targets.
+    windows: further pairs (inputs, targets) that get a row each: text of the base model. Empty rows are added so that the
+    micro-batches are of one size; they have no targets.
     """
     if not packing:
-        width = max(len(inputs) for inputs, _ in examples)
+        width = max(len(inputs) for inputs, _ in [*examples, *windows])
         rows = [[i] for i in range(len(examples))]
     else:
         width, rows = block_size, first_fit([len(inputs) for inputs, _ in examples], block_size)
+    rows += [[len(examples) + i] for i in range(len(windows))]
+    examples = [*examples, *windows]
     n_micro = -(-len(rows) // (max_rows or len(rows)))
     rows += [[]] * (-len(rows) % n_micro)
     return collate(examples, rows, width), n_micro
 
 
-def base_text(data, n_bytes=400_000):
-    """The beginning of the validation part of the text that a base model was trained on. InputError when it is not there.
+def base_text(data, split="val", n_bytes=400_000):
+    """The beginning of a part, "train" or "val", of the text that a base model was trained on.
 
-    data: a named corpus, or a path.
+    data: a named corpus, or a path. InputError when it is not there.
     """
     source = text_source(data)
     with open_text(source) as file:
-        file.seek(split_place(file, VAL_FRACTION, data))
+        place = split_place(file, VAL_FRACTION, data)
+        if split == "val":
+            file.seek(place)
+        else:
+            n_bytes = min(n_bytes, place)
         return file.read(n_bytes).decode("utf-8", errors="ignore")  # the last character may be cut

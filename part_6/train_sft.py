@@ -30,13 +30,14 @@ from part_4.lr_schedule import SCHEDULES
 from part_4.optimizer import build_optimizers, set_learning_rate
 from part_4.run_logger import RunLogger
 from part_4.run_state import Progress, find_checkpoint, restore, snapshot
+from part_4.token_dataset import get_batch
 from part_5.hybrid import after_update, auxiliary_loss
 from part_6.chat_model import load_model, resize_vocabulary
 from part_6.curriculum import draw_batch
 from part_6.lora import add_lora
 from part_6.prompt_template import chat_tokenizer
 from part_6.sft_config import MAY_CHANGE, RUNS, Config
-from part_6.sft_data import TASKS, load_examples, make_batch
+from part_6.sft_data import TASKS, base_text, load_examples, make_batch
 from part_6.sft_scores import answer_figures, answer_losses, base_loss, task_scores
 from part_6.task_families import FAMILIES
 from part_6.tasks import make_tasks
@@ -58,13 +59,20 @@ def main(config):
     if state and state["data_hash"] != examples.sha256:
         raise InputError(f"{config.out} was started with other conversations than --data {config.data} has now: start anew "
                          "in another --out")
+    replayed = None
+    if config.replay:
+        try:
+            replayed = tokenizer.encode_to_tensor(base_text(base_state["config"]["data"], "train", 4_000_000))
+        except InputError as error:
+            raise InputError(f"--replay {config.replay} needs the base model's text, or say --replay 0: {error}") from None
     with StopRequest() as stop:  # from here on a signal ends the run with a checkpoint
-        return train(config, device, dtype, base, tokenizer, base_state, examples, state, path, stop)
+        return train(config, device, dtype, base, tokenizer, base_state, examples, replayed, state, path, stop)
 
 
-def train(config, device, dtype, base, tokenizer, base_state, examples, resumed, path, stop):
+def train(config, device, dtype, base, tokenizer, base_state, examples, replayed, resumed, path, stop):
     """The run. base, base_state: the model to start from and its checkpoint; tokenizer: with the template's; examples:
-    what `load_examples` gave; resumed, path: the checkpoint to go on from, or None; stop: a `StopRequest`."""
+    what `load_examples` gave; replayed: tokens of the base model's text, or None; resumed, path: the checkpoint to go on
+    from, or None; stop: a `StopRequest`."""
     out, say, now = Path(config.out), tqdm.write, Progress()
     set_seed(config.seed)
     model = resize_vocabulary(base, tokenizer.vocab_size).to(device).train()
@@ -119,8 +127,10 @@ def train(config, device, dtype, base, tokenizer, base_state, examples, resumed,
         set_learning_rate(optimizers, lr)
         chosen = draw_batch(config.curriculum, examples.difficulties, lengths, config.seed, now.step, config.steps,
                             config.batch_size)
-        batch, n_micro = make_batch([examples.train[i] for i in chosen], config.block_size, config.packing, config.max_rows)
-        now.tokens += sum(lengths[i] for i in chosen)
+        windows = zip(*get_batch(replayed, config.seed, now.step, config.replay, config.block_size)) if config.replay else ()
+        batch, n_micro = make_batch([examples.train[i] for i in chosen], config.block_size, config.packing, config.max_rows,
+                                    list(windows))
+        now.tokens += sum(lengths[i] for i in chosen) + config.replay * config.block_size
         batch = batch.to(device)
         loss = accumulate_gradients(model, batch.inputs, batch.targets, n_micro, dtype, scaler,
                                     auxiliary_loss=functools.partial(auxiliary_loss, model),  # of experts, if it has any

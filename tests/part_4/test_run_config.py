@@ -126,7 +126,7 @@ def test_a_batch_that_cannot_be_divided_is_refused(micro_batch_size, world_size,
     (dict(steps=0), "--steps"),
     (dict(vocab_size=256), "--vocab_size must be above 256.* 256$"), (dict(d_hidden=0), "d_hidden.*0"),
     (dict(min_lr=1.0), "--min_lr 1.0"),
-    (dict(n_kv_head=4), "n_head 6.*n_kv_head 4")])
+    (dict(n_kv_head=3), "n_head 4.*n_kv_head 3")])
 def test_what_cannot_be_trained_is_refused(changes, complaint):
     with pytest.raises(ValueError, match=complaint):
         Config(**changes)

@@ -8,9 +8,9 @@ from part_3.generate import generate
 from part_4 import train
 
 # 12 steps in a tenth of a second, with checkpoints at 4, 8 and 12.
-TINY = dict(steps=12, batch_size=4, block_size=16, n_layer=1, n_head=2, d_model=16, vocab_size=280, warmup_steps=3,
-            eval_every=4, save_every=4, log_every=1, eval_windows=4, eval_tokens=300, dropout=0.0, device="cpu",
-            precision="fp32", optimizer="adamw", lr=3e-3, min_lr=1e-4)
+TINY = dict(steps=12, batch_size=4, block_size=16, n_layer=1, n_head=2, n_kv_head=2, d_model=16, vocab_size=280,
+            warmup_steps=3, eval_every=4, save_every=4, log_every=1, eval_windows=4, eval_tokens=300, dropout=0.0,
+            device="cpu", precision="fp32", optimizer="adamw", lr=3e-3, min_lr=1e-4)
 CLOCK = {"seconds", "tokens_per_second", "mfu", "memory_gib", "save_seconds"}  # what differs between equal runs
 
 
