@@ -92,8 +92,6 @@ def base_text(data, split="val", n_bytes=400_000):
     source = text_source(data)
     with open_text(source) as file:
         place = split_place(file, VAL_FRACTION, data)
-        if split == "val":
-            file.seek(place)
-        else:
-            n_bytes = min(n_bytes, place)
+        file.seek(place if split == "val" else 0)
+        n_bytes = n_bytes if split == "val" else min(n_bytes, place)
         return file.read(n_bytes).decode("utf-8", errors="ignore")  # the last character may be cut

@@ -99,6 +99,10 @@ def test_the_base_s_text_is_the_start_of_its_validation_part(tmp_path):
     whole = base_text(str(path))
     assert WORLD.endswith(whole) and len(WORLD) * 0.09 < len(whole) < len(WORLD) * 0.11
     assert base_text(str(path), n_bytes=100) == whole[:100]
+    first = base_text(str(path), "train", 10**9)
+    assert first + whole == WORLD and base_text(str(path), "train", 50) == WORLD[:50]
+    path.write_text("h\u00e9 " * 100, encoding="utf-8")  # 4 bytes each; the cut is between words, the limit amid a character
+    assert base_text(str(path), n_bytes=7).strip() == "h\u00e9 h"
     with pytest.raises(InputError, match="neither a file"):
         base_text(str(tmp_path / "gone.txt"))
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 import signal
 
@@ -13,19 +14,23 @@ from part_0.cli import InputError
 from part_2.checkpoint import load_checkpoint
 from part_4.checkpoint import checkpoint_files
 from part_4.lr_schedule import warmup_cosine
+from part_4.token_dataset import get_batch
 from part_5.hybrid import HybridConfig, hybrid_gpt
 from part_6 import train_sft
-from part_6.chat_model import load_model
+from part_6.chat_data import turn
+from part_6.chat_model import load_model, resize_vocabulary
+from part_6.collator import shift
 from part_6.curriculum import draw_batch
 from part_6.prompt_template import chat_tokenizer, encode_chat
 from part_6.sft_config import Config
 from part_6.sft_data import TASKS, base_text, task_conversation
+from part_6.sft_scores import answer_figures, answer_losses
 from part_6.task_families import FAMILIES
 from part_6.tasks import make_tasks, verify
 from tests.part_6.tiny_base import WORLD, make_base, write_lines
 
 TINY = dict(n_examples=96, steps=12, batch_size=8, block_size=160, warmup_steps=3, eval_every=4, save_every=4, log_every=1,
-            n_tasks=2, optimizer="adamw", lr=3e-3, min_lr=1e-4, weight_decay=0.01, device="cpu", precision="fp32")
+            n_tasks=2, replay=0, optimizer="adamw", lr=3e-3, min_lr=1e-4, weight_decay=0.01, device="cpu", precision="fp32")
 CLOCK = {"seconds", "tokens_per_second"}  # what differs between equal runs
 
 
@@ -79,6 +84,8 @@ def test_a_run_directory_holds_all_that_was_promised(base, tmp_path):
     lengths = [len(encode(task)[0]) - 1 for task in make_tasks("train", 96, 1)]
     drawn = [draw_batch("uniform", lengths, lengths, 1, step, 12, 8) for step in range(12)]
     assert summary["tokens"] == sum(lengths[i] for batch in drawn for i in batch)
+    n_old = sum(weight.numel() for weight in weights(base).values())
+    assert summary["params"] == n_old + 2 * 4 * 16  # four rows of embedding and head, 16 wide
     assert [r["step"] for r in records(out) if "val_loss" in r] == [0, 4, 8, 12]
     assert [r["step"] for r in records(out) if "val_loss" not in r] == list(range(12))
 
@@ -94,10 +101,11 @@ def encode(task):
     return encode_chat(task_conversation(task), TOKENIZERS["chat"])
 
 
-@pytest.mark.parametrize("packing, max_rows, curriculum", [(True, None, "uniform"), (True, 1, "hard_first"),
-                                                           (False, 3, "short_first")])
-def test_the_loop_does_what_a_second_loop_written_by_the_book_does(packing, max_rows, curriculum, base, tmp_path):
-    train_sft.main(config(base, tmp_path / "run", packing=packing, max_rows=max_rows, curriculum=curriculum, n_tasks=0))
+@pytest.mark.parametrize("packing, max_rows, curriculum, replay", [
+    (True, None, "uniform", 0), (True, 1, "hard_first", 3), (False, 3, "short_first", 1)])
+def test_the_loop_does_what_a_second_loop_written_by_the_book_does(packing, max_rows, curriculum, replay, base, tmp_path):
+    summary = train_sft.main(config(base, tmp_path / "run", packing=packing, max_rows=max_rows, curriculum=curriculum,
+                                    replay=replay, n_tasks=0))[-1]
     model, tokenizer, state = load_model(base)
     tokenizer = chat_tokenizer(tokenizer)
     # New rows are the mean of the old ones; embedding and head are lengthened by hand here.
@@ -114,6 +122,7 @@ def test_the_loop_does_what_a_second_loop_written_by_the_book_does(packing, max_
     tasks = make_tasks("train", 96, 1)
     conversations = [encode(task) for task in tasks]
     difficulties, lengths = [task.difficulty for task in tasks], [len(ids) for ids, _ in conversations]
+    text = torch.tensor(tokenizer.encode(base_text(base.parent / "world.txt", "train", 4_000_000)))
     losses = []
     for step in range(12):
         for group in optimizer.param_groups:
@@ -125,18 +134,22 @@ def test_the_loop_does_what_a_second_loop_written_by_the_book_does(packing, max_
             for place in range(len(ids) - 1):
                 if learnt[place + 1]:
                     total, n = total - logits[place].log_softmax(-1)[ids[place + 1]], n + 1
+        for inputs, targets in zip(*get_batch(text, 1, step, replay, 160)) if replay else ():  # every token is learnt
+            total, n = total + F.cross_entropy(larger(inputs[None])[0], targets, reduction="sum"), n + 160
         optimizer.zero_grad()
         (total / n).backward()
         torch.nn.utils.clip_grad_norm_(larger.parameters(), 1.0)
         optimizer.step()
         losses.append((total / n).item())
     assert [r["loss"] for r in records(tmp_path / "run") if "loss" in r] == pytest.approx(losses, rel=1e-4)
+    drawn = [draw_batch(curriculum, difficulties, lengths, 1, step, 12, 8) for step in range(12)]
+    assert summary["tokens"] == sum(lengths[i] - 1 for batch in drawn for i in batch) + 12 * replay * 160
     ours = weights(tmp_path / "run" / "step_00000012.pt")
     for name, theirs in larger.state_dict().items():
         assert torch.allclose(ours[name], theirs, atol=1e-4), name
 
 
-@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon"}, {"lora_rank": 2}, {"curriculum": "easy_first"}])
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon"}, {"lora_rank": 2, "replay": 1}, {"curriculum": "easy_first"}])
 def test_a_stopped_and_resumed_run_ends_bit_for_bit_like_one_that_was_not(changes, base, tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train_sft.main(config(base, whole, **changes))
@@ -157,6 +170,26 @@ def test_a_stopped_and_resumed_run_ends_bit_for_bit_like_one_that_was_not(change
     assert list(map(without_clock, records(parts))) == list(map(without_clock, records(whole)))
     summary = json.loads((whole / "summary.json").read_text())
     assert without_clock(history[-1]) == without_clock(summary)
+
+
+def test_what_a_killed_run_logged_after_its_checkpoint_comes_again_once(base, tmp_path):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    for out in (whole, killed):
+        train_sft.main(config(base, out, n_tasks=0))
+    checkpoint_files(killed)[0].unlink()  # of step 12: the logs go further than the checkpoint of step 8
+    train_sft.main(config(base, killed, n_tasks=0, resume="auto"))
+    assert list(map(without_clock, records(killed))) == list(map(without_clock, records(whole)))
+    assert_equal(weights(killed / "step_00000012.pt"), weights(whole / "step_00000012.pt"))
+
+
+def test_the_seed_decides_the_adapters_first_weights(base, tmp_path):
+    first = {seed: weights_of_run(base, tmp_path / str(seed), seed) for seed in (1, 2)}
+    assert not torch.allclose(first[1], first[2], atol=1e-2)  # steps of 1e-9 have moved nothing
+
+
+def weights_of_run(base, out, seed):
+    train_sft.main(config(base, out, seed=seed, lora_rank=2, lr=1e-9, min_lr=0.0, n_tasks=0))
+    return weights(out / "best.pt")["blocks.0.attention.qkv.A"]
 
 
 def test_a_kill_between_a_save_and_its_second_name_loses_no_best_checkpoint(base, tmp_path):
@@ -212,6 +245,56 @@ def test_a_base_model_with_experts_is_fine_tuned_too(base, tmp_path):
     assert load_model(tmp_path / "run" / "best.pt")[0].config.n_expert == 4
 
 
+def test_the_experts_own_losses_are_learnt_from(base, tmp_path):
+    routers = []
+    for balance_weight in (0.0, 10.0):
+        shape = HybridConfig(vocab_size=400, block_size=32, n_layer=2, n_head=2, d_model=16, n_expert=4, top_k=2,
+                             balance_weight=balance_weight)
+        torch.manual_seed(0)
+        make_base(tmp_path / "moe.pt", base.parent / "world.txt", hybrid_gpt(shape))
+        weights_before = weights(tmp_path / "moe.pt")
+        train_sft.main(config(tmp_path / "moe.pt", tmp_path / str(balance_weight), n_tasks=0))
+        after = weights(tmp_path / str(balance_weight) / "best.pt")
+        routers.append({name: after[name] - weights_before[name] for name in after if "router.gate" in name})
+    assert routers[0] and all(not torch.allclose(routers[0][name], routers[1][name], atol=1e-3) for name in routers[0])
+
+
+def test_what_is_scored_and_loaded_later_is_the_best_checkpoint(base, tmp_path, monkeypatch):
+    losses = iter(range(1, 99))  # of the validation answers: they only rise
+    monkeypatch.setattr(train_sft, "answer_losses", lambda *arguments: torch.tensor([float(next(losses))]))
+    asked = []
+    monkeypatch.setattr("part_6.sft_scores.answer", lambda model, tokenizer, prompts, temperature: asked.append(
+        model.state_dict()) or [("wrong", True)] * len(prompts))
+    summary = train_sft.main(config(base, tmp_path / "run"))[-1]
+    assert summary["best_val_loss"] == 2.0 and load_checkpoint(tmp_path / "run" / "best.pt")["step"] == 4
+    assert_equal(asked[-1], weights(tmp_path / "run" / "best.pt"))
+
+
+def test_evaluation_is_without_dropout_and_leaves_the_mode(base):
+    model = make_base(base.parent / "dropout.pt", "none", dropout=0.5).train()
+    examples = [([1, 2, 3], [-100, 3, 4])] * 3
+    first, second = (answer_losses(model, examples, 16) for _ in range(2))
+    assert torch.equal(first, second) and model.training and len(first) == 6
+
+
+def test_bits_per_byte_count_the_answers_bytes_and_the_ends_losses(base):
+    model, tokenizer, _ = load_model(base)
+    tokenizer = chat_tokenizer(tokenizer)
+    model = resize_vocabulary(model, tokenizer.vocab_size)
+    answers = ["Tom smiled.", "h\u00e9"]
+    examples = [shift(*encode_chat(turn("Say", text), tokenizer)) for text in answers]
+    figures = answer_figures(model, tokenizer, examples, 64)
+    losses = []
+    for inputs, targets in examples:
+        with torch.no_grad():
+            logits = model(torch.tensor([inputs]))[0].log_softmax(-1)
+        losses += [-logits[place, target].item() for place, target in enumerate(targets) if target != -100]
+    n_bytes = sum(len((" " + text).encode()) for text in answers)  # 12 and 4
+    assert n_bytes == 16
+    assert figures["bits_per_byte"] == pytest.approx(sum(losses) / math.log(2) / 16, rel=1e-4)
+    assert figures["val_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
 def test_the_scores_are_those_of_the_saved_model_on_held_out_tasks(base, tmp_path, monkeypatch):
     asked = []
     monkeypatch.setattr("part_6.sft_scores.answer", lambda model, tokenizer, prompts, temperature: asked.append(
@@ -247,6 +330,13 @@ def test_without_the_base_s_text_the_run_goes_on_and_says_so(base, tmp_path, cap
     assert "gone.txt" in capsys.readouterr().out
 
 
+def test_replay_without_the_base_s_text_is_refused_before_anything_is_written(base, tmp_path):
+    make_base(tmp_path / "base.pt", tmp_path / "gone.txt")
+    with pytest.raises(InputError, match="--replay 2.*--replay 0.*gone.txt"):
+        train_sft.main(config(tmp_path / "base.pt", tmp_path / "run", replay=2))
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("changes, message", [
     ({"base": "{tmp}/none.pt"}, "python3 part_4/train.py"), ({"data": "{tmp}/none.jsonl"}, "cannot be read"),
     ({"batch_size": 97}, "97.*96"), ({"block_size": 20}, "--block_size 20"), ({"resume": "yes"}, "no checkpoint")])
@@ -259,7 +349,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(changes, messa
 
 @pytest.mark.parametrize("changes", [
     {"lora_rank": 4, "optimizer": "muon"}, {"lora_rank": -1}, {"min_lr": 1.0}, {"beta2": 1.0}, {"max_rows": 0}, {"out": ""},
-    {"n_tasks": -1}, {"lora_alpha": 0.0}, {"n_examples": 0}])
+    {"n_tasks": -1}, {"replay": -1}, {"lora_alpha": 0.0}, {"n_examples": 0}])
 def test_flags_that_make_no_sense_are_refused(changes):
     with pytest.raises(InputError, match=next(iter(changes))):
         Config(**changes)
