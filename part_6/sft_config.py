@@ -26,7 +26,7 @@ class Config:
     n_examples: int = option(60_000, "tasks that are made to train on")
     worked_steps: bool = option(True, "answers to tasks show their steps; else the result alone")
     out: str = option(str(RUNS / "sft"), "the run directory")
-    steps: int = option(1600, "optimizer steps")
+    steps: int = option(2400, "optimizer steps")
     batch_size: int = option(64, "conversations a step")
     block_size: int = option(128, "tokens a row: as many conversations as fit are packed into it")
     packing: bool = option(True, "several conversations a row; else one, and padding behind it")

@@ -106,6 +106,21 @@ SPECIAL = [  # script, flags, what the line must say
     ("part_5/demo_specialisation.py", ["--checkpoint", "{tmp}/none.pt"], "python3 part_5/train.py"),
     ("part_5/demo_specialisation.py", ["--checkpoint", "{tmp}/binary"], "no checkpoint"),
     ("part_5/demo_specialisation.py", ["--data", "{tmp}/empty.txt"], "no"),
+    ("part_6/train_sft.py", ["--base", "{tmp}/none.pt"], "python3 part_4/train.py"),
+    ("part_6/train_sft.py", ["--base", "{tmp}/binary"], "no checkpoint"),
+    ("part_6/train_sft.py", ["--resume", "yes", "--out", "{tmp}/none"], "no checkpoint"),
+    ("part_6/train_sft.py", ["--lora_rank", "4"], "adamw"),
+    ("part_6/train_sft.py", ["--curriculum", "random"], "random"),
+    ("part_6/train_sft.py", ["--replay", "-1"], "replay"),
+    ("part_6/train_sft.py", ["--max_rows", "0"], "max_rows"),
+    ("part_6/train_sft.py", ["--beta2", "1"], "beta2"),
+    ("part_6/chat.py", ["--checkpoint", "{tmp}/none.pt"], "python3 part_6/train_sft.py"),
+    ("part_6/chat.py", ["--checkpoint", "{tmp}/binary"], "no checkpoint"),
+    ("part_6/chat.py", ["--temperature", "-1"], "temperature"),
+    ("part_6/demo_evaluation.py", ["--base", "{tmp}/none.pt"], "python3 part_4/train.py"),
+    ("part_6/demo_evaluation.py", ["--temperature", "-1"], "temperature"),
+    ("part_6/demo_curriculum.py", ["--base", "{tmp}/none.pt"], "python3 part_4/train.py"),
+    ("part_6/demo_curriculum.py", ["--families", "chess"], "chess"),
 ]
 
 
