@@ -92,6 +92,7 @@ def test_all_pieces_together_are_the_decoded_text_whatever_the_bytes(ids):
 def test_only_the_template_s_blank_is_taken_off():
     assert "".join(without_blank(iter([" ", " a", " b"]))) == " a b"
     assert "".join(without_blank(iter([" a", " b"]))) == "a b"
+    assert "".join(without_blank(iter(["  a"]))) == " a"
     assert "".join(without_blank(iter(["a", " b"]))) == "a b"
 
 
@@ -200,22 +201,29 @@ def test_an_answer_ends_at_any_special_token(capsys):
     assert capsys.readouterr().out == "a\n" * 4
 
 
-def test_an_answer_is_printed_as_it_is_drawn(monkeypatch, capsys):
+def test_an_answer_is_printed_as_it_is_drawn(monkeypatch):
     seen = []
 
     def stream(*arguments):
         for byte in b" abc":
             yield torch.tensor([byte])
-            seen.append(capsys.readouterr().out)
+            seen.append(out.getvalue()[:out.flushed])
+
+    class Held(io.StringIO):  # as a pipe or a file, where nothing arrives before it is flushed
+        flushed = 0
+
+        def flush(self):
+            self.flushed = self.tell()
 
     monkeypatch.setattr(chat, "stream", stream)
+    monkeypatch.setattr(sys, "stdout", out := Held())
     talk(["?"], random_model(), TOKENIZER, 128, config())
-    assert seen == ["", "a", "b", "c"]
+    assert seen == ["", "a", "ab", "abc"]
 
 
 @pytest.mark.parametrize("where", ["while drawing", "while printing"])
 def test_ctrl_c_stops_the_answer_and_not_the_chat(where, monkeypatch, capsys):
-    closed = []
+    closed, interrupted = [], []
 
     def stream(*arguments):
         try:
@@ -228,7 +236,8 @@ def test_ctrl_c_stops_the_answer_and_not_the_chat(where, monkeypatch, capsys):
             closed.append(True)
 
     def translate(character, category=chat.unicodedata.category):
-        if where == "while printing" and character == "b" and not closed:
+        if where == "while printing" and character == "b" and not interrupted:
+            interrupted.append(True)
             raise KeyboardInterrupt
         return category(character)
 

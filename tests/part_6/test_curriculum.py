@@ -64,6 +64,31 @@ def test_draws_are_uniform_within_the_share():
     assert counts.sum() == 12000 and ((counts - 200) ** 2 / 200).sum() < 59 + 5 * 10.9
 
 
+@pytest.mark.parametrize("kind", ["easy_first", "short_first", "hard_first"])
+def test_what_is_in_once_stays_in_for_the_rest_of_the_run(kind):
+    def share(step):  # a batch of all that is in
+        n_in = max(6, round(competence(step, 100) * N))
+        return set(draw_batch(kind, DIFFICULTIES, LENGTHS, 3, step, 100, n_in).tolist())
+
+    shares = [share(step) for step in range(0, 60, 5)]
+    assert all(earlier <= later for earlier, later in zip(shares, shares[1:])) and shares[0] < shares[-1] == set(range(N))
+    assert set(draw_batch(kind, DIFFICULTIES, LENGTHS, 3, 20, 100, 6).tolist()) <= share(20)
+
+
+def test_each_step_of_one_run_draws_anew_when_all_are_in():
+    # As above, over the steps 50 to 2,049 of a single seed instead of over seeds.
+    batches = [draw_batch("hard_first", DIFFICULTIES, LENGTHS, 7, step, 100, 6) for step in range(50, 2050)]
+    counts = np.bincount(np.concatenate(batches), minlength=N)
+    assert ((counts - 200) ** 2 / 200).sum() < 59 + 5 * 10.9
+    assert len({tuple(batch) for batch in batches}) > 1990  # of 60 * 59 * ... * 55 possible ones
+
+
+@pytest.mark.parametrize("kind", CURRICULA)
+def test_every_seed_that_a_flag_can_hold_is_one(kind):
+    drawn = {tuple(draw_batch(kind, DIFFICULTIES, LENGTHS, seed, 60, 100, 6)) for seed in (-2**63, -1, 0, 1, 2**63 - 1)}
+    assert len(drawn) == 5
+
+
 def test_ties_enter_in_an_order_that_the_seed_decides():
     # At step 0 six of the ten easiest are in, the same ones for one seed; over seeds each of the ten.
     firsts = [frozenset(draw_batch("easy_first", DIFFICULTIES, LENGTHS, seed, 0, 100, 6).tolist()) for seed in range(60)]

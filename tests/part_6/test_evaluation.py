@@ -96,6 +96,13 @@ def test_an_answer_ends_with_its_end_token_or_was_cut_off():
     assert answer(endless, TOKENIZER, ["?"], n_new=6) == [("abbbb", False)]
 
 
+def test_nothing_is_computed_after_the_end():
+    model, passes = scripted_model([ASSISTANT_ID, *b" hi", END_ID]), []
+    model.norm.register_forward_hook(lambda *arguments: passes.append(1))
+    answer(model, TOKENIZER, ["?"], n_new=80)
+    assert len(passes) == 4  # the prompt gives the blank; then h, i and the end
+
+
 def test_without_prompts_there_are_no_answers():
     for positions in ("rope", "learned"):
         assert answer(random_model(dataclasses.replace(SIZES, positions=positions)), TOKENIZER, []) == []
