@@ -8,6 +8,8 @@ they hold different numbers of targets, as they do where prompts or padding are 
 (lesson 5.1) is no sum over tokens: of it the mean over micro-batches is taken.
 """
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -54,3 +56,23 @@ def accumulate_gradients(model, inputs, targets, n_micro=1, dtype=torch.float32,
     if world_size() > 1:
         torch.distributed.all_reduce(total)
     return total
+
+
+def clipped_update(model, optimizers, scaler, max_norm, loss):
+    """One step of all `optimizers` on the gradients, which are then cleared.
+
+    max_norm: the norm of all gradients together is clipped to it; scaler: fp16's, which also lowers its scale where a
+    gradient is not finite; loss: the step's loss. Returns the norm before clipping, a float, and whether the weights were
+    updated: they are not where loss or norm is no number.
+    """
+    for optimizer in optimizers:
+        scaler.unscale_(optimizer)
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), max_norm)
+    grad_norm = float(grad_norm.full_tensor() if hasattr(grad_norm, "full_tensor") else grad_norm)  # FSDP2's is in shards
+    is_finite = math.isfinite(grad_norm) and math.isfinite(loss)
+    for optimizer in optimizers:
+        if is_finite:
+            scaler.step(optimizer)
+        optimizer.zero_grad(set_to_none=True)
+    scaler.update()
+    return grad_norm, is_finite

@@ -14,29 +14,25 @@ import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().par
 import dataclasses
 import functools
 import json
-import math
 import time
 from pathlib import Path
 
-import torch
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 from part_0.cli import InputError, run_script
 from part_0.device import grad_scaler, peak_memory, pick_device, pick_precision, set_seed, synchronize
 from part_0.roofline import matmul_peak
-from part_2.evaluate import figures_of_merit, split_losses, windows_loss
 from part_2.run_directory import cut_records, start_run
-from part_3.generate import generate
-from part_3.modern_gpt import attention_maps
 from part_4.checkpoint import StopRequest, checkpoint_files, give_second_name, save_numbered
 from part_4.distributed import from_main, parallelise, process_group, sum_over_processes
-from part_4.grad_accumulation import accumulate_gradients
+from part_4.grad_accumulation import accumulate_gradients, clipped_update
 from part_4.lr_schedule import SCHEDULES
 from part_4.optimizer import build_optimizers, set_learning_rate
 from part_4.prepare_data import open_tokens
 from part_4.run_config import MAY_CHANGE, Config
 from part_4.run_corpus import make_corpus
+from part_4.run_evaluation import evaluate, final_figures
 from part_4.run_logger import RunLogger, load_wandb, step_flops, update_ratio
 from part_4.run_state import Progress, find_checkpoint, restore, snapshot
 from part_4.token_dataset import get_batch
@@ -52,24 +48,6 @@ def build_model(config, vocab_size, device):
     if config.compile:
         model.compile()
     return model
-
-
-def evaluate(model, batch, tokenizer, dtype, logger, now, config):
-    """Log and return the loss on fixed validation windows; log a sample and the attention of a window, too."""
-    size = config.micro_batch_size or len(batch[0])  # what fits into memory
-    parts = zip(*(part.split(size) for part in batch))
-    val_loss = sum(len(x) * windows_loss(model, x, y, dtype) for x, y in parts) / len(batch[0])
-    logger.record(now.step, tokens=now.step * config.batch_size * config.block_size, seconds=now.seconds, val_loss=val_loss)
-    if config.parallel != "fsdp":  # there each token would gather all the weights anew
-        device = batch[0].device
-        prompt, n_new = tokenizer.encode("The"), 80
-        if config.positions not in ("rope", "none"):  # a table of positions has an end
-            n_new = max(0, min(n_new, config.block_size - len(prompt)))
-        [ids] = generate(model, [prompt], n_new, temperature=0.8,
-                         generator=torch.Generator(device).manual_seed(config.seed))
-        logger.sample(now.step, "The" + tokenizer.decode(ids.tolist()), val_loss=val_loss)
-        logger.attention(now.step, attention_maps(model, batch[0][:1, :64]))
-    return val_loss
 
 
 def main(config, auxiliary_loss=None, after_update=None):
@@ -164,24 +142,15 @@ def train(config, device, dtype, process, corpus, found, stop, auxiliary_loss=No
                                     process.rank, process.world_size)
         loss = accumulate_gradients(parallel, inputs.to(device), targets.to(device), n_micro, dtype, scaler,
                                     auxiliary_loss=auxiliary_loss and functools.partial(auxiliary_loss, model))
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-        grad_norm = (grad_norm.full_tensor() if config.parallel == "fsdp" else grad_norm).item()
-        is_finite = math.isfinite(grad_norm) and math.isfinite(loss)
-        is_logged = now.step % config.log_every == 0 and is_finite
+        is_logged = now.step % config.log_every == 0
         before = [weight.detach().clone() for weight in model.parameters()] if is_logged else None
-        for optimizer in optimizers:
-            if is_finite:
-                scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-        scaler.update()  # its scale is lowered where a gradient was not finite
+        grad_norm, is_finite = clipped_update(model, optimizers, scaler, config.grad_clip, loss)
         extra = {} if after_update is None else after_update(model)
         synchronize(device)
         now.skipped = 0 if is_finite else now.skipped + 1
         now.seconds += time.perf_counter() - started
 
-        if is_logged:
+        if is_logged and is_finite:
             per_second = (now.step + 1 - logged) * tokens_per_step / (now.seconds - logged_seconds)
             logger.record(now.step, tokens=(now.step + 1) * tokens_per_step, seconds=now.seconds, loss=loss.item(), lr=lr,
                           grad_norm=grad_norm, update_ratio=update_ratio(before, list(model.parameters())),
@@ -205,12 +174,9 @@ def train(config, device, dtype, process, corpus, found, stop, auxiliary_loss=No
         say(f"stopped at step {now.step}{saved_too}; go on with the same command and --resume auto")
         sys.exit(128 + (stop.signal or 15))  # as the shell would call it; another process may have got the signal
 
-    tokens = val_tokens[:config.eval_tokens]
-    n_bytes = len(tokenizer.decode_bytes(tokens[1:].tolist()))
-    merit = figures_of_merit(split_losses(model, tokens, config.micro_batch_size or 64, dtype), n_bytes)
-    summary = {**merit, "best_val_loss": now.best, "steps": config.steps, "tokens": config.steps * tokens_per_step,
-               "params": n_params, "seconds": now.seconds, "tokens_per_second": config.steps * tokens_per_step / now.seconds,
-               "save_seconds": now.save_seconds}
+    summary = {**final_figures(model, val_tokens, tokenizer, dtype, config), "best_val_loss": now.best,
+               "steps": config.steps, "tokens": config.steps * tokens_per_step, "params": n_params, "seconds": now.seconds,
+               "tokens_per_second": config.steps * tokens_per_step / now.seconds, "save_seconds": now.save_seconds}
     logger.finish(summary)
     logger.close()
     say(f"the run is in {out}; look at it with: python3 part_4/demo_training_run.py --run {out}")

@@ -1,13 +1,14 @@
 """Lesson 6.4 - what has fine-tuning taught, and how sure is that?
 
-Lets the base model of part_4/train.py and the fine-tuned one of part_6/train_sft.py answer the same held-out tasks, greedily
-and sampled, and gives every mean its 95 % interval. The base model gets the template's tokens first, untrained. What to see:
-which families were learnt, where an interval still leaves the answer open, and which are right greedily but not when
-sampled; then, over difficulty, where each family gives out. All prompts, answers and verdicts go to out/answers.jsonl.
-"""
+Lets the base model of part_4/train.py and the fine-tuned one of part_6/train_sft.py answer the same held-out tasks,
+greedily, sampled, and as the second question of a conversation, and gives every mean its 95 % interval. The base model gets
+the template's tokens first, untrained. What to see: which families were learnt, where an interval still leaves the answer
+open, which are right greedily but not when sampled, and what a question before costs; then, over difficulty, where each
+family gives out. All prompts, answers and verdicts go to out/answers.jsonl."""
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
 import json
+import random
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,19 +18,20 @@ import numpy as np
 
 from part_0.cli import QUICK_HELP, InputError, check_positive, command_line, option, run_script
 from part_0.device import DEVICES, pick_device
-from part_0.plotting import BLUE, GREEN, ORANGE, figure_path, heatmap, plt, save_figure
+from part_0.plotting import BLUE, GREEN, ORANGE, PURPLE, figure_path, heatmap, plt, save_figure
 from part_2.checkpoint import write_atomically
 from part_2.sampling import check_sampling
 from part_4.run_config import RUNS as PART_4_RUNS
 from part_6.chat_model import TRAINER, load_model, resize_vocabulary
 from part_6.evaluation import answer, judge, summarise
 from part_6.prompt_template import END, chat_tokenizer
+from part_6.sft_data import task_conversation
 from part_6.task_families import DIFFICULTIES, FAMILIES
 from part_6.tasks import make_tasks
 
 RUNS = Path(__file__).resolve().parent / "runs"
 MEASURES = {"correct": "exact match (the verifier's verdict)", "token_f1": "token F1", "rouge_l": "ROUGE-L"}
-SYSTEMS = {"base, greedy": ORANGE, "SFT, greedy": BLUE, "SFT, sampled": GREEN}
+SYSTEMS = {"base, greedy": ORANGE, "SFT, greedy": BLUE, "SFT, sampled": GREEN, "SFT, second question": PURPLE}
 
 
 @dataclass(frozen=True)
@@ -93,12 +95,12 @@ def draw_families(ax, results):
     names = [*FAMILIES, "mean"]
     for i, (system, records) in enumerate(results.items()):
         mean, low, high = (100 * np.array(own) for own in zip(*map(summarise(records).get, names)))
-        bars = ax.bar(np.arange(len(names)) + 0.27 * (i - 1), mean, 0.25, color=SYSTEMS[system], label=system,
+        bars = ax.bar(np.arange(len(names)) + 0.21 * (i - 1.5), mean, 0.2, color=SYSTEMS[system], label=system,
                       yerr=np.maximum(0, (mean - low, high - mean)), error_kw=dict(linewidth=1.2, capsize=2))
         if system.startswith("base"):  # a bar of 0 cannot be seen
             ax.bar_label(bars, fmt="%.0f", fontsize=10)
     ax.set(ylabel="exact match (%)", xlabel="task family", ylim=(0, 104), xticks=range(len(names)), xticklabels=names)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.13), ncols=3)
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, 1.13), ncols=4)
 
 
 def share_correct(records, family, difficulty):
@@ -115,8 +117,11 @@ def main(config):
     except ValueError as error:
         raise InputError(f"--n_tasks {config.n_tasks}: {error}") from None
     prompts, results = [task.prompt for task in tasks], {}
-    for system, (model, temperature) in zip(SYSTEMS, ((base, 0.0), (sft, 0.0), (sft, config.temperature))):
-        results[system] = judge(tasks, answer(*model, prompts, temperature, config.n_new, seed=config.seed))
+    before = random.Random(config.seed).sample(tasks, len(tasks))  # another task, with its right answer
+    second = [[*task_conversation(solved), {"role": "user", "content": prompt}] for solved, prompt in zip(before, prompts)]
+    for system, model, questions, temperature in zip(
+            SYSTEMS, (base, sft, sft, sft), (prompts, prompts, prompts, second), (0.0, 0.0, config.temperature, 0.0)):
+        results[system] = judge(tasks, answer(*model, questions, temperature, config.n_new, seed=config.seed))
     greedy, command = results["SFT, greedy"], command_line(__file__, config)
     print_tables(results)
     print_failures(greedy, results["SFT, sampled"])
@@ -126,8 +131,9 @@ def main(config):
     print(save_figure(
         fig, figure_path(__file__, "evaluation", config.quick), title="What fine-tuning has taught",
         caption=f"Share of right answers to {config.n_tasks} held-out tasks of each family, as the verifier sees it, with "
-                f"95 % bootstrap intervals; sampled at temperature {config.temperature:g}. mean: of the families but story, "
-                "each with the same weight. A whisker without length: all verdicts were the same.", command=command))
+                f"95 % bootstrap intervals; sampled at temperature {config.temperature:g}; second question: greedily, after "
+                "another task and its right answer. mean: of the families but story, each with the same weight. A whisker "
+                "without length: all verdicts were the same.", command=command))
     fig, ax = plt.subplots(figsize=(8, 4.8))
     shares = [[share_correct(greedy, family, difficulty) for difficulty in DIFFICULTIES] for family in FAMILIES]
     image = heatmap(ax, shares, xlabel="difficulty", ylabel="", xticks=DIFFICULTIES, yticks=list(FAMILIES), fmt="{:.0f}",

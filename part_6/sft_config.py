@@ -25,9 +25,10 @@ class Config:
     data: str = option(TASKS, f"{TASKS}: the task families; or a file of conversations, a JSON object a line")
     n_examples: int = option(60_000, "tasks that are made to train on")
     worked_steps: bool = option(True, "answers to tasks show their steps; else the result alone")
+    multi_turn: float = option(0.3, "probability that a conversation goes on with one more task")
     out: str = option(str(RUNS / "sft"), "the run directory")
     steps: int = option(2400, "optimizer steps")
-    batch_size: int = option(64, "conversations a step")
+    batch_size: int = option(48, "conversations a step")
     block_size: int = option(128, "tokens a row: as many conversations as fit are packed into it")
     packing: bool = option(True, "several conversations a row; else one, and padding behind it")
     replay: int = option(2, "rows a step of the base model's own text, against forgetting; 0 for none")
@@ -68,6 +69,8 @@ class Config:
                 raise InputError(f"--{name} must not be negative, but is {getattr(self, name)}")
         if self.min_lr > self.lr:
             raise InputError(f"--min_lr {self.min_lr} must not be above --lr {self.lr}")
+        if not 0 <= self.multi_turn < 1:
+            raise InputError(f"--multi_turn must be in [0, 1), not {self.multi_turn}")
         if not 0 <= self.beta2 < 1:
             raise InputError(f"--beta2 must be in [0, 1), not {self.beta2}")
         if self.max_rows is not None and self.max_rows < 1:

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import random
+import statistics
 from typing import NamedTuple
 
 from part_0.cli import InputError
@@ -33,10 +35,28 @@ def task_conversation(task, worked_steps=True):
     return turn(task.prompt, result(task.answer) if shortened else task.answer)
 
 
-def load_examples(data, n_examples, seed, worked_steps, tokenizer, block_size):
+def join_turns(lengths, share, capacity, rng):
+    """Which conversations follow each other in one: a list of lists of indices, each index once.
+
+    lengths: tokens of each conversation; share: the probability that one goes on with the next, as long as both fit into
+    `capacity` tokens; rng: a random.Random, which also shuffles them.
+    """
+    groups, room = [], 0
+    for index in rng.sample(range(len(lengths)), len(lengths)):
+        if rng.random() < share and lengths[index] <= room:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+            room = capacity
+        room -= lengths[index]
+    return groups
+
+
+def load_examples(data, n_examples, seed, worked_steps, multi_turn, tokenizer, block_size):
     """The Examples of a run.
 
-    data: TASKS for `n_examples` tasks of the train split, or the path of a file for `load_conversations`, whose
+    data: TASKS for `n_examples` tasks of the train split, of which `join_turns` makes conversations of several turns
+    (multi_turn: its share; as difficult as their tasks on average), or the path of a file for `load_conversations`, whose
     conversations are shared out by their first message (lesson 6.1's splits; val has some 5 %). Where nobody says how
     hard an example is, its length stands in. InputError for a bad line, one that is too long for `block_size`, or too
     few of them.
@@ -44,7 +64,10 @@ def load_examples(data, n_examples, seed, worked_steps, tokenizer, block_size):
     if data == TASKS:
         kinds = {"train": make_tasks("train", n_examples, seed), "val": make_tasks("val", N_VAL, distinct=True)}
         parts = {split: [task_conversation(task, worked_steps) for task in tasks] for split, tasks in kinds.items()}
-        difficulties = [task.difficulty for task in kinds["train"]]
+        lengths = [len(encode_chat(messages, tokenizer)[0]) for messages in parts["train"]]
+        groups = join_turns(lengths, multi_turn, block_size, random.Random(seed))
+        parts["train"] = [[message for i in group for message in parts["train"][i]] for group in groups]
+        difficulties = [statistics.mean(kinds["train"][i].difficulty for i in group) for group in groups]
     else:
         parts, difficulties = {"train": [], "val": []}, None
         for messages in load_conversations(data):

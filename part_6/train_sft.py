@@ -14,18 +14,16 @@ import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().par
 import dataclasses
 import functools
 import json
-import math
 import time
 from pathlib import Path
 
-import torch
 from tqdm import tqdm
 
 from part_0.cli import InputError, run_script
 from part_0.device import grad_scaler, pick_device, pick_precision, set_seed, synchronize
 from part_2.run_directory import cut_records, start_run
 from part_4.checkpoint import StopRequest, give_second_name, save_numbered
-from part_4.grad_accumulation import accumulate_gradients
+from part_4.grad_accumulation import accumulate_gradients, clipped_update
 from part_4.lr_schedule import SCHEDULES
 from part_4.optimizer import build_optimizers, set_learning_rate
 from part_4.run_logger import RunLogger
@@ -53,7 +51,8 @@ def main(config):
     base, tokenizer, base_state = load_model(config.base, device, "part_4/train.py")
     tokenizer = chat_tokenizer(tokenizer)
     tqdm.write("making the examples" if config.data == TASKS else f"reading {config.data}")
-    examples = load_examples(config.data, config.n_examples, config.seed, config.worked_steps, tokenizer, config.block_size)
+    examples = load_examples(config.data, config.n_examples, config.seed, config.worked_steps, config.multi_turn, tokenizer,
+                             config.block_size)
     if config.batch_size > len(examples.train):
         raise InputError(f"--batch_size {config.batch_size} is more than the {len(examples.train)} conversations there are")
     if state and state["data_hash"] != examples.sha256:
@@ -135,15 +134,7 @@ def train(config, device, dtype, base, tokenizer, base_state, examples, replayed
         loss = accumulate_gradients(model, batch.inputs, batch.targets, n_micro, dtype, scaler,
                                     auxiliary_loss=functools.partial(auxiliary_loss, model),  # of experts, if it has any
                                     context={"positions": batch.positions, "segments": batch.segments})
-        for optimizer in optimizers:
-            scaler.unscale_(optimizer)
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip).item()
-        is_finite = math.isfinite(grad_norm) and math.isfinite(loss)
-        for optimizer in optimizers:
-            if is_finite:
-                scaler.step(optimizer)
-            optimizer.zero_grad(set_to_none=True)
-        scaler.update()  # its scale is lowered where a gradient was not finite
+        grad_norm, is_finite = clipped_update(model, optimizers, scaler, config.grad_clip, loss)
         extra = after_update(model)
         synchronize(device)
         now.skipped = 0 if is_finite else now.skipped + 1

@@ -17,7 +17,7 @@ import torch
 
 from part_0.cli import InputError
 from part_2.checkpoint import HASH_BYTES, MAGIC, load_checkpoint
-from part_4 import checkpoint, train
+from part_4 import checkpoint, run_evaluation, train
 from part_4.bpe_tokenizer import BPETokenizer
 from part_4.checkpoint import StopRequest, checkpoint_files, load_model, load_newest, save_numbered
 from part_4.demo_checkpoint import same_weights
@@ -319,7 +319,7 @@ def test_a_crash_between_a_save_and_its_second_name_does_not_lose_the_best_one(t
             raise Interruption
         os.link(path, name)
 
-    monkeypatch.setattr(train, "windows_loss", lambda *arguments: next(losses))
+    monkeypatch.setattr(run_evaluation, "windows_loss", lambda *arguments: next(losses))
     with monkeypatch.context() as patch, pytest.raises(Interruption):
         patch.setattr(checkpoint, "give_second_name", crash)
         train.main(config(text, out))

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from part_3.modern_gpt import ModernGPT, ModernGPTConfig
-from part_4.grad_accumulation import accumulate_gradients
+from part_4.grad_accumulation import accumulate_gradients, clipped_update
 
 V = 30
 PACKED_LENGTHS = [(5, 11), (16,), (3, 4, 2), (1, 15)]  # of texts that share a row, four rows
@@ -247,3 +247,40 @@ def test_a_context_of_other_rows_than_the_batch_is_refused(rows):
     with pytest.raises(ValueError, match=f"'segments' has {rows} rows, the batch 4"):
         accumulate_gradients(model, inputs, targets, 2, context={"segments": torch.zeros(rows, 16)})
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+class NoScaler:
+    """What GradScaler does where there is nothing to scale; notes the calls."""
+
+    def __init__(self):
+        self.calls = []
+
+    def unscale_(self, optimizer):
+        self.calls.append("unscale")
+
+    def step(self, optimizer):
+        self.calls.append("step")
+        optimizer.step()
+
+    def update(self):
+        self.calls.append("update")
+
+
+@pytest.mark.parametrize("loss, gradient, updated", [
+    (1.0, [3.0, 4.0], True), (float("nan"), [3.0, 4.0], False), (1.0, [float("inf"), 0.0], False)])
+def test_an_update_clips_all_gradients_together_and_leaves_out_what_is_no_number(loss, gradient, updated):
+    layer, scaler = torch.nn.Linear(1, 1), NoScaler()
+    with torch.no_grad():
+        layer.weight.fill_(10.0)
+        layer.bias.fill_(20.0)
+    layer.weight.grad, layer.bias.grad = torch.tensor([[gradient[0]]]), torch.tensor([gradient[1]])
+    optimizers = [torch.optim.SGD([layer.weight], lr=0.1), torch.optim.SGD([layer.bias], lr=0.1)]
+    norm, is_finite = clipped_update(layer, optimizers, scaler, 2.5, torch.tensor(loss))
+    assert is_finite == updated and layer.weight.grad is None and layer.bias.grad is None
+    if updated:  # the norm is 5, so the gradient is halved
+        assert norm == pytest.approx(5.0)
+        assert layer.weight.item() == pytest.approx(10 - 0.1 * 1.5) and layer.bias.item() == pytest.approx(20 - 0.1 * 2.0)
+        assert scaler.calls == ["unscale", "unscale", "step", "step", "update"]
+    else:
+        assert (layer.weight.item(), layer.bias.item()) == (10.0, 20.0)
+        assert scaler.calls == ["unscale", "unscale", "update"]  # the scale learns of it

@@ -16,7 +16,7 @@ from part_0.device import DTYPES, supported_precisions
 from part_2.checkpoint import load_checkpoint
 from part_3.modern_config import ModernGPTConfig
 from part_3.modern_gpt import ModernGPT
-from part_4 import train
+from part_4 import run_evaluation, train
 from part_4.checkpoint import checkpoint_files, load_model
 from tests.part_4.tiny_run import (
     Interruption,
@@ -239,7 +239,7 @@ def test_matrix_products_run_in_the_precision_asked_for(text, tmp_path, monkeypa
 
 def test_best_is_the_checkpoint_with_the_lowest_validation_loss_also_across_a_resume(text, tmp_path, monkeypatch):
     out, losses = tmp_path / "run", iter([9.0, 3.0, 5.0, 4.0])  # at the steps 0, 4, 8 and 12
-    monkeypatch.setattr(train, "windows_loss", lambda *arguments: next(losses))
+    monkeypatch.setattr(run_evaluation, "windows_loss", lambda *arguments: next(losses))
     with monkeypatch.context() as patch, pytest.raises(Interruption):
         interrupt(patch, 10)
         train.main(config(text, out))
@@ -253,14 +253,14 @@ def test_best_is_the_checkpoint_with_the_lowest_validation_loss_also_across_a_re
 
 def test_the_loss_before_training_is_no_best_one(text, tmp_path, monkeypatch):
     losses = iter([1.0, 3.0, 2.0, 4.0])
-    monkeypatch.setattr(train, "windows_loss", lambda *arguments: next(losses))
+    monkeypatch.setattr(run_evaluation, "windows_loss", lambda *arguments: next(losses))
     assert train.main(config(text, tmp_path / "run"))[-1]["best_val_loss"] == 2.0
     assert load_checkpoint(tmp_path / "run" / "best.pt")["step"] == 8
 
 
 def test_a_best_one_between_two_saves_is_saved(text, tmp_path, monkeypatch):
     losses = iter([9.0, 5.0, 4.0, 6.0, 7.0])  # at 0, 3, 6, 9 and 12
-    monkeypatch.setattr(train, "windows_loss", lambda *arguments: next(losses))
+    monkeypatch.setattr(run_evaluation, "windows_loss", lambda *arguments: next(losses))
     train.main(config(text, tmp_path / "run", eval_every=3, save_every=100, keep_last=5))
     assert [path.stem for path in checkpoint_files(tmp_path / "run")] == ["step_00000012", "step_00000006", "step_00000003"]
     assert load_checkpoint(tmp_path / "run" / "best.pt")["step"] == 6
@@ -268,7 +268,7 @@ def test_a_best_one_between_two_saves_is_saved(text, tmp_path, monkeypatch):
 
 def test_seconds_are_those_of_training_alone_and_go_on_after_a_resume(text, tmp_path, monkeypatch):
     clock, out = [0.0], tmp_path / "run"
-    gradients, evaluation, save = train.accumulate_gradients, train.windows_loss, train.save_numbered
+    gradients, evaluation, save = train.accumulate_gradients, run_evaluation.windows_loss, train.save_numbered
 
     def slowly(function, seconds):
         def slow(*arguments, **options):
@@ -277,7 +277,7 @@ def test_seconds_are_those_of_training_alone_and_go_on_after_a_resume(text, tmp_
         return slow
 
     monkeypatch.setattr(train.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(train, "windows_loss", slowly(evaluation, 1000))
+    monkeypatch.setattr(run_evaluation, "windows_loss", slowly(evaluation, 1000))
     monkeypatch.setattr(train, "save_numbered", slowly(save, 100))
     monkeypatch.setattr(train, "accumulate_gradients", slowly(gradients, 1))
     with monkeypatch.context() as patch, pytest.raises(Interruption):

@@ -24,7 +24,7 @@ def make_text(path, seed=0, n=4000):
 def start_quickly(monkeypatch):
     """No measurement of the machine and no other processes for the tokens at the start of a run; samples of 20 tokens."""
     monkeypatch.setattr("part_4.train.matmul_peak", lambda *arguments, **options: 1.0)
-    monkeypatch.setattr("part_4.train.generate",
+    monkeypatch.setattr("part_4.run_evaluation.generate",
                         lambda model, prompts, n_new, **options: generate(model, prompts, min(n_new, 20), **options))
     monkeypatch.setattr("os.cpu_count", lambda: 1)
 

@@ -1,6 +1,7 @@
 """Lesson 6.2: tasks and files become examples; nothing is lost, leaked or too long in silence."""
 
 import json
+import random
 
 import pytest
 
@@ -8,7 +9,7 @@ from part_0.cli import InputError
 from part_4.bpe_tokenizer import BPETokenizer
 from part_6.collator import IGNORE
 from part_6.prompt_template import chat_tokenizer, decode_chat
-from part_6.sft_data import TASKS, base_text, load_examples, make_batch, task_conversation
+from part_6.sft_data import TASKS, base_text, join_turns, load_examples, make_batch, task_conversation
 from part_6.task_families import FAMILIES, Task
 from part_6.tasks import make_tasks, result, split_of
 from tests.part_6.tiny_base import WORLD, write_lines
@@ -23,15 +24,16 @@ def conversations(examples):
 
 
 def test_tasks_become_their_conversations_with_difficulties_in_the_same_order():
-    examples = load_examples(TASKS, 96, 5, True, TOKENIZER, 400)
-    tasks = make_tasks("train", 96, 5)
-    assert [[m["content"] for m in c] for c in conversations(examples.train)] == [[t.prompt, t.answer] for t in tasks]
-    assert examples.difficulties == [task.difficulty for task in tasks]
+    examples = load_examples(TASKS, 96, 5, True, 0.0, TOKENIZER, 400)
+    tasks = {task.prompt: task for task in make_tasks("train", 96, 5)}
+    told = [[m["content"] for m in c] for c in conversations(examples.train)]
+    assert sorted(told) == sorted([task.prompt, task.answer] for task in make_tasks("train", 96, 5))
+    assert examples.difficulties == [tasks[prompt].difficulty for prompt, _ in told]
     assert set(examples.difficulties) == {1, 2, 3, 4, 5, 6}
 
 
 def test_validation_tasks_are_of_their_own_split_and_the_same_for_every_seed():
-    first, second = (load_examples(TASKS, 16, seed, True, TOKENIZER, 400) for seed in (1, 2))
+    first, second = (load_examples(TASKS, 16, seed, True, 0.0, TOKENIZER, 400) for seed in (1, 2))
     assert first.val == second.val and first.train != second.train and first.sha256 != second.sha256
     prompts = {c[0]["content"] for c in conversations(first.val)}
     of_split = {split: {task.prompt for task in make_tasks(split, 480, distinct=True)} for split in ("val", "test")}
@@ -52,7 +54,7 @@ def test_without_worked_steps_an_answer_is_its_result_but_sentences_stay_whole()
 
 def test_a_file_is_shared_out_by_first_message_so_that_no_question_is_in_both_parts(tmp_path):
     records = [{"prompt": f"q{i % 150}", "response": f"a{i}"} for i in range(300)]  # every question twice
-    examples = load_examples(str(write_lines(tmp_path / "x.jsonl", records)), 0, 0, True, TOKENIZER, 50)
+    examples = load_examples(str(write_lines(tmp_path / "x.jsonl", records)), 0, 0, True, 0.3, TOKENIZER, 50)
     train, val = ([tuple(m["content"] for m in c) for c in conversations(part)] for part in (examples.train, examples.val))
     assert sorted(train + val) == sorted((record["prompt"], record["response"]) for record in records)
     assert {q for q, _ in val} == {f"q{i}" for i in range(150) if split_of(json.dumps(f"q{i}")) == "val"}
@@ -64,7 +66,7 @@ def test_only_the_answers_of_a_file_s_conversation_are_learnt(tmp_path):
     records = [{"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": f"q{i}"},
                              {"role": "assistant", "content": "first"}, {"role": "user", "content": "more"},
                              {"role": "assistant", "content": "last"}]} for i in range(100)]
-    examples = load_examples(str(write_lines(tmp_path / "x.jsonl", records)), 0, 0, True, TOKENIZER, 80)
+    examples = load_examples(str(write_lines(tmp_path / "x.jsonl", records)), 0, 0, True, 0.3, TOKENIZER, 80)
     for _, targets in examples.train + examples.val:
         learnt = TOKENIZER.decode([target for target in targets if target != IGNORE])
         assert learnt == " first<|end|> last<|end|>"
@@ -77,7 +79,7 @@ def test_only_the_answers_of_a_file_s_conversation_are_learnt(tmp_path):
 ])
 def test_a_file_that_cannot_be_trained_on_is_refused(records, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        load_examples(str(write_lines(tmp_path / "x.jsonl", records)), 0, 0, True, TOKENIZER, 50)
+        load_examples(str(write_lines(tmp_path / "x.jsonl", records)), 0, 0, True, 0.3, TOKENIZER, 50)
 
 
 def test_micro_batches_are_of_one_size_and_added_rows_have_no_targets():
@@ -109,3 +111,38 @@ def test_the_base_s_text_is_the_start_of_its_validation_part(tmp_path):
 
 def test_every_family_is_in_a_run_s_examples():
     assert {task.family for task in make_tasks("train", 480)} == set(FAMILIES)
+
+
+def test_tasks_follow_each_other_in_a_conversation_with_the_given_probability():
+    lengths = [10] * 4000
+    groups = join_turns(lengths, 0.3, 1000, random.Random(1))
+    assert sorted(index for group in groups for index in group) == list(range(4000))
+    sizes = [len(group) for group in groups]
+    assert len(groups) == pytest.approx(0.7 * 4000, rel=0.05)  # each task but the first begins one with probability 0.7
+    assert sizes.count(3) / len(sizes) == pytest.approx(0.7 * 0.3**2, abs=0.02)  # the geometric distribution
+    assert groups[0] != [0] and join_turns(lengths, 0.3, 1000, random.Random(1)) == groups
+    assert join_turns(lengths[:9], 0.0, 1000, random.Random(1)) != [[i] for i in range(9)]  # shuffled
+    assert {len(group) for group in join_turns(lengths, 0.0, 1000, random.Random(1))} == {1}
+
+
+def test_no_conversation_grows_beyond_a_row():
+    lengths = [random.Random(i).randint(1, 40) for i in range(2000)]
+    groups = join_turns(lengths, 0.9, 60, random.Random(2))
+    assert max(sum(lengths[i] for i in group) for group in groups) == 60
+    assert all(sum(lengths[i] for i in group) <= 60 for group in groups)
+    assert join_turns([50, 50], 0.9, 40, random.Random(0)) in ([[0], [1]], [[1], [0]])  # too long alone: not hidden here
+
+
+def test_conversations_of_several_tasks_hold_each_task_once_and_answer_every_question():
+    examples = load_examples(TASKS, 96, 5, True, 0.5, TOKENIZER, 400)
+    tasks = {task.prompt: task for task in make_tasks("train", 96, 5)}
+    told = conversations(examples.train)
+    assert sorted(m["content"] for c in told for m in c[::2]) == sorted(task.prompt for task in make_tasks("train", 96, 5))
+    assert max(len(c) for c in told) > 2
+    for conversation, difficulty, (inputs, targets) in zip(told, examples.difficulties, examples.train, strict=True):
+        own = [tasks[m["content"]] for m in conversation[::2]]
+        assert [m["content"] for m in conversation[1::2]] == [task.answer for task in own]
+        assert difficulty == pytest.approx(sum(task.difficulty for task in own) / len(own)) and len(inputs) <= 400
+        learnt = TOKENIZER.decode([target for target in targets if target != IGNORE])
+        assert learnt == "".join(f" {task.answer}<|end|>" for task in own)
+    assert all(len(conversation) == 2 for conversation in conversations(examples.val))

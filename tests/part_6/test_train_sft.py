@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import random
 import signal
 
 import pytest
@@ -23,7 +24,7 @@ from part_6.collator import shift
 from part_6.curriculum import draw_batch
 from part_6.prompt_template import chat_tokenizer, encode_chat
 from part_6.sft_config import Config
-from part_6.sft_data import TASKS, base_text, task_conversation
+from part_6.sft_data import TASKS, base_text, join_turns, task_conversation
 from part_6.sft_scores import answer_figures, answer_losses
 from part_6.task_families import FAMILIES
 from part_6.tasks import make_tasks, verify
@@ -81,7 +82,7 @@ def test_a_run_directory_holds_all_that_was_promised(base, tmp_path):
               for family in ("", *(f"_{name}" for name in FAMILIES))}
     assert set(summary) == scores | {"val_loss", "perplexity", "bits_per_byte", "best_val_loss", "steps", "tokens", "params",
                                      "seconds", "tokens_per_second", "base_val_loss_before", "base_val_loss_after"}
-    lengths = [len(encode(task)[0]) - 1 for task in make_tasks("train", 96, 1)]
+    lengths = [len(ids) - 1 for ids, _ in encode_conversations(make_tasks("train", 96, 1))[0]]
     drawn = [draw_batch("uniform", lengths, lengths, 1, step, 12, 8) for step in range(12)]
     assert summary["tokens"] == sum(lengths[i] for batch in drawn for i in batch)
     n_old = sum(weight.numel() for weight in weights(base).values())
@@ -93,12 +94,17 @@ def test_a_run_directory_holds_all_that_was_promised(base, tmp_path):
 TOKENIZERS = {}
 
 
-def encode(task):
+def encode_conversations(tasks):
+    """(ids, learnt) of the conversations that a run with seed 1 makes of the tasks, and their difficulties."""
     if not TOKENIZERS:
         from part_4.bpe_tokenizer import BPETokenizer
         from part_4.bpe_training import count_chunks, train_bpe
         TOKENIZERS["chat"] = chat_tokenizer(BPETokenizer(train_bpe(count_chunks([WORLD]), 400, 1)[1]))
-    return encode_chat(task_conversation(task), TOKENIZERS["chat"])
+    lengths = [len(encode_chat(task_conversation(task), TOKENIZERS["chat"])[0]) for task in tasks]
+    groups = [[tasks[i] for i in group] for group in join_turns(lengths, 0.3, 160, random.Random(1))]
+    told = [sum((task_conversation(task) for task in group), []) for group in groups]
+    return ([encode_chat(messages, TOKENIZERS["chat"]) for messages in told],
+            [sum(task.difficulty for task in group) / len(group) for group in groups])
 
 
 @pytest.mark.parametrize("packing, max_rows, curriculum, replay", [
@@ -119,9 +125,8 @@ def test_the_loop_does_what_a_second_loop_written_by_the_book_does(packing, max_
     others = [p for name, p in larger.named_parameters() if p.ndim != 2 or name == "token_embedding.weight"]
     optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}],
                                   betas=(0.9, 0.95))
-    tasks = make_tasks("train", 96, 1)
-    conversations = [encode(task) for task in tasks]
-    difficulties, lengths = [task.difficulty for task in tasks], [len(ids) for ids, _ in conversations]
+    conversations, difficulties = encode_conversations(make_tasks("train", 96, 1))
+    lengths = [len(ids) for ids, _ in conversations]
     text = torch.tensor(tokenizer.encode(base_text(base.parent / "world.txt", "train", 4_000_000)))
     losses = []
     for step in range(12):
@@ -339,7 +344,8 @@ def test_replay_without_the_base_s_text_is_refused_before_anything_is_written(ba
 
 @pytest.mark.parametrize("changes, message", [
     ({"base": "{tmp}/none.pt"}, "python3 part_4/train.py"), ({"data": "{tmp}/none.jsonl"}, "cannot be read"),
-    ({"batch_size": 97}, "97.*96"), ({"block_size": 20}, "--block_size 20"), ({"resume": "yes"}, "no checkpoint")])
+    ({"batch_size": 97}, "97 is more than the [678]. conversations"),
+    ({"block_size": 20}, "--block_size 20"), ({"resume": "yes"}, "no checkpoint")])
 def test_what_cannot_be_run_is_refused_before_anything_is_written(changes, message, base, tmp_path):
     changes = {name: value.format(tmp=tmp_path) if isinstance(value, str) else value for name, value in changes.items()}
     with pytest.raises(InputError, match=message):
@@ -349,7 +355,7 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(changes, messa
 
 @pytest.mark.parametrize("changes", [
     {"lora_rank": 4, "optimizer": "muon"}, {"lora_rank": -1}, {"min_lr": 1.0}, {"beta2": 1.0}, {"max_rows": 0}, {"out": ""},
-    {"n_tasks": -1}, {"replay": -1}, {"lora_alpha": 0.0}, {"n_examples": 0}])
+    {"n_tasks": -1}, {"multi_turn": 1.0}, {"replay": -1}, {"lora_alpha": 0.0}, {"n_examples": 0}])
 def test_flags_that_make_no_sense_are_refused(changes):
     with pytest.raises(InputError, match=next(iter(changes))):
         Config(**changes)
