@@ -12,18 +12,21 @@ hides nothing but the future, torch's causal flag stands in for the mask, and wh
 """
 
 
-def attention_mask(query_positions, key_positions, window=None, sinks=0, segments=None):
+def attention_mask(query_positions, key_positions, window=None, sinks=0, segments=None, causal=True):
     """Which query may look at which key; True = may, as in torch's `scaled_dot_product_attention`.
 
     query_positions: (T,) or (B, T); key_positions: (S,) or (B, S). Position -1 is padding or an empty place: no real query
     sees it. A padding query sees only padding, so that no row of the mask is empty, as the softmax needs.
     window: None for no limit. segments: (B, T) where a row holds several texts, S = T: the number of each token's text; none
-    sees another (lesson 6.2), and positions begin anew in each. Returns bool (T, S), or (B, T, S) where rows differ.
+    sees another (lesson 6.2), and positions begin anew in each. causal: False shows what comes after, too, as an encoder
+    needs (lesson 7.2); a window then reaches as far ahead as back. Returns bool (T, S), or (B, T, S) where rows differ.
     """
     query, key = query_positions[..., :, None], key_positions[..., None, :]
-    visible = (key <= query) & ((key < 0) == (query < 0))
+    visible = (key < 0) == (query < 0)
+    if causal:
+        visible &= key <= query
     if window is not None:
-        visible &= (query - key < window) | (key < sinks)
+        visible &= ((query - key).abs() < window) | (key < sinks)
     if segments is not None:
         visible = visible & (segments[:, :, None] == segments[:, None, :])
     return visible

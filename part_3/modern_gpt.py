@@ -102,19 +102,21 @@ class ModernGPT(nn.Module):
             return None
         return rotation(positions, config.d_head, config.rope_base, config.rope_scale, config.rope_pairing)
 
-    def hidden_states(self, tokens, positions=None, cache=None, segments=None):
+    def hidden_states(self, tokens, positions=None, cache=None, segments=None, causal=True):
         """The last layer's output after the final norm: what the head reads.
 
         tokens: (B, T) int64. positions: (B, T) int64, -1 for padding; None for 0 ... T-1, or for going on where the cache
         stands. cache: one made by `new_cache`; its tokens are seen too, and these are added to it. segments: (B, T) numbers
-        of texts that share a row and must not see each other, with positions from 0 in each; not with a cache. Returns
-        (B, T, C); rows of padding hold nothing of use. ValueError for tokens that do not fit into the cache or a table of
-        positions.
+        of texts that share a row and must not see each other, with positions from 0 in each; not with a cache. causal:
+        False for an encoder, whose tokens also see those after them (lesson 7.2); not with a cache. Returns (B, T, C); rows
+        of padding hold nothing of use. ValueError for tokens that do not fit into the cache or a table of positions.
         """
         B, T = tokens.shape
         config = self.config
         if segments is not None and (positions is None or cache is not None):
             raise ValueError("segments need positions, and no cache")
+        if not causal and cache is not None:
+            raise ValueError("a cache needs causal attention: what it holds must not depend on later tokens")
         if cache is not None and not cache.takes(T):  # what the cache shows changes with every token
             parts = (None,) * T if positions is None else positions.split(1, dim=1)
             return torch.cat([self.hidden_states(*step, cache) for step in zip(tokens.split(1, dim=1), parts)], dim=1)
@@ -125,16 +127,17 @@ class ModernGPT(nn.Module):
             positions, key_positions = cache.begin(T, positions)
         elif positions is None:
             positions = torch.arange(T, device=tokens.device)
-            key_positions = None if config.window is None or T <= config.window + config.sinks else positions
+            is_plain = config.window is None or T <= config.window + config.sinks if causal else config.window is None
+            key_positions = None if is_plain else positions
         else:
             key_positions = positions
 
         # One mask and one rotation serve all layers. No mask is needed where nothing but the future must be hidden.
         mask = None
         if key_positions is not None:
-            mask = attention_mask(positions, key_positions, config.window, config.sinks, segments)
+            mask = attention_mask(positions, key_positions, config.window, config.sinks, segments, causal)
             mask = mask if mask.ndim == 2 else mask[:, None]  # (B, T, S) -> (B, 1, T, S)
-        options = dict(mask=mask, causal=mask is None and T > 1, rotation=self.rotation(positions), cache=cache)
+        options = dict(mask=mask, causal=causal and mask is None and T > 1, rotation=self.rotation(positions), cache=cache)
         if cache is not None and not cache.keys_rotated:
             options["key_rotation"] = self.rotation(cache.key_positions)
         x = self.embed(tokens, positions)

@@ -43,9 +43,10 @@ def read_messages(record):
     return [{"role": message["role"], "content": message["content"]} for message in messages]
 
 
-def load_conversations(path):
-    """The conversations of a JSONL file, in order; empty lines are passed over. InputError names the first bad line."""
-    path, conversations = Path(path), []
+def read_lines(path, read, forms):
+    """`read` of each object of a JSONL file, in order; empty lines are passed over. forms: what a line may look like, to say
+    so of an empty file. InputError names the first line that is no JSON, or for which `read` raises ValueError."""
+    path, records = Path(path), []
     try:
         lines = path.read_bytes().splitlines()
     except OSError as error:
@@ -54,7 +55,7 @@ def load_conversations(path):
         if not line.strip():
             continue
         try:
-            conversations.append(read_messages(json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))))
+            records.append(read(json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))))
         except UnicodeDecodeError as error:
             raise InputError(f"{path}, line {number}: no UTF-8 (byte {error.start})") from None
         except json.JSONDecodeError as error:
@@ -63,6 +64,11 @@ def load_conversations(path):
             raise InputError(f"{path}, line {number}: no JSON that can be read (nested too deep)") from None
         except ValueError as error:
             raise InputError(f"{path}, line {number}: {error}") from None
-    if not conversations:
-        raise InputError(f"{path} holds no conversations: a line each, {FORMS}")
-    return conversations
+    if not records:
+        raise InputError(f"{path} holds nothing: a line each, {forms}")
+    return records
+
+
+def load_conversations(path):
+    """The conversations of a JSONL file, in order. InputError names the first bad line."""
+    return read_lines(path, read_messages, FORMS)

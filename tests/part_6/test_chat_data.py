@@ -135,7 +135,7 @@ def test_a_bad_line_is_named_by_number_and_reason_in_one_line(kind, written):
 @pytest.mark.parametrize("lines", [(), ("",), ("", "  ", "\t")])
 def test_a_file_without_conversations_is_refused_with_the_forms(lines, written):
     path = written(*lines)
-    with pytest.raises(InputError, match="holds no conversations.*response.*instruction.*messages") as caught:
+    with pytest.raises(InputError, match="holds nothing.*response.*instruction.*messages") as caught:
         load_conversations(path)
     assert str(path) in str(caught.value)
 
