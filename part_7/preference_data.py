@@ -4,8 +4,9 @@
     reference    a reference answer and a sample
     corrupted    a good answer, and the same with a word swapped, left out or replaced
     swapped      a good answer, and the good answer to a prompt that differs a little
+    spoilt       a good answer, and the same broken off without its end token, or with a sentence said twice
 
-A reward model is asked about answers that its policy gives, so most pairs are the policy's own; but these seldom miss the
+A reward model is asked about answers that its policy gives, so many pairs are the policy's own; but these seldom miss the
 prompt, and what is never seen is never learnt: hence the other sources. Prompts are those of one split (lesson 6.1).
 """
 
@@ -13,13 +14,13 @@ import random
 import re
 from typing import NamedTuple
 
-from part_2.tinyworld import COLOURS, NAMES, PLACES, THINGS, parse_sentence
+from part_2.tinyworld import COLOURS, NAMES, PLACES, THINGS, parse_sentence, split_sentences
 from part_6.evaluation import answer
 from part_6.task_families import EXACT
 from part_6.tasks import corrupt, make_tasks
 from part_7.gold_utility import gold_utility, preference_probability
 
-SOURCES = ("policy", "reference", "corrupted", "swapped")
+SOURCES = ("policy", "reference", "corrupted", "swapped", "spoilt")
 KINDS = {"name": NAMES, "colour": COLOURS, "thing": THINGS, "place": PLACES}
 
 
@@ -71,23 +72,30 @@ def retell(text, prompt, rng):
     return re.sub(rf"\b{given[slot]}\b", other, text)
 
 
+def spoil(text, rng):
+    """A Response that breaks off after some word, with no end token, or says one of its sentences again at the end."""
+    words = text.split()
+    if rng.random() < 0.5:
+        return Response(" ".join(words[:rng.randint(1, len(words))]), ended=False)
+    return Response(f"{text} {rng.choice(split_sentences(text))}")
+
+
 def make_candidates(tasks, samples, rng):
     """Candidates from tasks and the policy's `samples`, a list of Responses for each task. rng: a random.Random."""
     found, by_family = [], {}
     for task in tasks:
         by_family.setdefault(task.family, []).append(task)
-    for task, own in zip(tasks, samples, strict=True):
-        reference, good = Response(task.answer), own[-1]
+    for i, (task, own) in enumerate(zip(tasks, samples, strict=True)):
+        reference = Response(task.answer)
         found += [(task, first, second, "policy") for first, second in zip(own[::2], own[1::2])]
         found.append((task, reference, own[0], "reference"))
-        if task.family == "story":
-            swapped = retell(good.text, task.prompt, rng)
-        else:
-            good = reference
-            swapped = rng.choice(by_family[task.family]).answer
-        found.append((task, good, Response(corrupt(task, rng)), "corrupted"))
-        if swapped is not None:
-            found.append((task, good, Response(swapped, good.ended), "swapped"))
+        found.append((task, reference, Response(corrupt(task, rng)), "corrupted") if i % 2 else
+                     (task, reference, spoil(task.answer, rng), "spoilt"))
+        for good in (reference, own[-1]) if task.family == "story" else (reference,):
+            swapped = (retell(good.text, task.prompt, rng) if task.family == "story"
+                       else rng.choice(by_family[task.family]).answer)
+            if swapped is not None:
+                found.append((task, good, Response(swapped, good.ended), "swapped"))
     return [Candidate(*candidate) for candidate in found if candidate[1] != candidate[2]]
 
 
@@ -114,7 +122,7 @@ def sample_responses(model, tokenizer, tasks, n, seed=0, n_new=80):
     return [drawn[i:i + n] for i in range(0, len(drawn), n)]
 
 
-def make_pairs(model, tokenizer, split, n_stories, n_exact, temperature, seed, n_samples=4):
+def make_pairs(model, tokenizer, split, n_stories, n_exact, temperature, seed, n_samples=6):
     """Labelled pairs for prompts of a split: `n_stories` stories, `n_exact` tasks of the exact families together.
 
     model, tokenizer: the policy; temperature: the annotator's.

@@ -63,7 +63,7 @@ def score_stories(model, tokenizer, tasks, responses):
 
 
 def correlations(rewards, utilities, responses):
-    """spearman: rank correlation of reward and utility; length_correlation: of reward and number of words at fixed utility."""
+    """spearman: rank correlation of reward and utility; length_correlation: of reward and words at fixed utility."""
     words = [len(one.text.split()) for own in responses for one in own]
     utilities = utilities.flatten().double().round(decimals=6)
     return {"spearman": rank_correlation(rewards.flatten(), utilities),

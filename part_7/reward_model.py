@@ -48,7 +48,8 @@ class RewardModel(nn.Module):
             pooled = (hidden * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True)
         else:
             pooled = hidden[torch.arange(len(tokens)), positions.argmax(1)]
-        return self.gain * self.score(pooled)[:, 0] + self.bias
+        reward = (pooled * self.score.weight).sum(1)  # not as a product of matrices, which autocast would round to bf16
+        return self.gain * reward + self.bias
 
     @torch.no_grad()
     def normalise(self, rewards):
@@ -56,8 +57,9 @@ class RewardModel(nn.Module):
 
         InputError where they do not differ, or are no numbers: there is no scale then.
         """
+        rewards = rewards.double()
         mean, std = rewards.mean(), rewards.std()
-        if not std > 0:
+        if not std > 1e-6 * rewards.abs().max():  # they differ by rounding alone, if at all
             raise InputError(f"the reward model gives every answer the same reward, or no number (spread {std.item()}): try "
                              "a smaller --lr")
         self.gain.div_(std)

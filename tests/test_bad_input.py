@@ -117,10 +117,22 @@ SPECIAL = [  # script, flags, what the line must say
     ("part_6/chat.py", ["--checkpoint", "{tmp}/none.pt"], "python3 part_6/train_sft.py"),
     ("part_6/chat.py", ["--checkpoint", "{tmp}/binary"], "no checkpoint"),
     ("part_6/chat.py", ["--temperature", "-1"], "temperature"),
+    ("part_6/train_sft.py", ["--multi_turn", "1"], "multi_turn"),
+    ("part_6/chat.py", ["--top_p", "0"], "top_p"),
+    ("part_6/chat.py", ["--turns", "-1"], "turns"),
+    ("part_6/chat.py", ["--prompt", "a||b"], "empty"),
+    ("part_6/chat.py", ["--prompt", "\udcff"], "UTF-8"),
     ("part_6/demo_evaluation.py", ["--base", "{tmp}/none.pt"], "python3 part_4/train.py"),
+    ("part_6/demo_evaluation.py", ["--base", "{tmp}/binary"], "no checkpoint"),
     ("part_6/demo_evaluation.py", ["--temperature", "-1"], "temperature"),
     ("part_6/demo_curriculum.py", ["--base", "{tmp}/none.pt"], "python3 part_4/train.py"),
     ("part_6/demo_curriculum.py", ["--families", "chess"], "chess"),
+    ("part_7/train_reward_model.py", ["--sft", "{tmp}/none.pt"], "python3 part_6/train_sft.py"),
+    ("part_7/train_reward_model.py", ["--sft", "{tmp}/binary"], "no checkpoint"),
+    ("part_7/train_reward_model.py", ["--resume", "yes", "--out", "{tmp}/none"], "no checkpoint"),
+    ("part_7/train_reward_model.py", ["--pooling", "max"], "max"),
+    ("part_7/train_reward_model.py", ["--loss", "hinge"], "hinge"),
+    ("part_7/train_reward_model.py", ["--n_micro", "41"], "n_micro"),
 ]
 
 

@@ -120,3 +120,45 @@ def test_one_text_a_row_needs_no_segments(window, sinks):
     segments = torch.tensor([[5, 5, 5, 5], [-1, -1, 3, 3]])  # which number a text has makes no difference
     assert torch.equal(attention_mask(positions, positions, window, sinks, segments),
                        attention_mask(positions, positions, window, sinks))
+
+
+# ---- without the causal mask (lesson 7.2) ----
+
+def may_look_both_ways(q, k, window, sinks):
+    """The rule in words: padding and text do not mix; what is as far as the window is not seen, on either side, but for the
+    sinks."""
+    if q == -1 or k < 0:
+        return q == -1 and k == -1
+    return window is None or k in range(q - window + 1, q + window) or k in range(sinks)
+
+
+@RULES
+def test_without_the_causal_mask_every_pair_follows_the_rule(window, sinks):
+    positions = list(range(-1, 9))
+    mask = attention_mask(torch.tensor(positions), torch.tensor(positions), window, sinks, causal=False)
+    assert mask.dtype == torch.bool
+    assert mask.tolist() == [[may_look_both_ways(q, k, window, sinks) for k in positions] for q in positions]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(st.integers(1, 5), min_size=1, max_size=4), min_size=1, max_size=3),
+       st.sampled_from([None, 1, 2, 3, 9]), st.sampled_from([0, 1, 2]))
+def test_without_the_causal_mask_segments_still_hide_all_other_texts(rows, window, sinks):
+    width = max(map(sum, rows)) + 1
+    positions = [[t for length in row for t in range(length)] + [-1] * (width - sum(row)) for row in rows]
+    segments = [[i for i, length in enumerate(row) for _ in range(length)] + [-1] * (width - sum(row)) for row in rows]
+    mask = attention_mask(*(torch.tensor(positions),) * 2, window, sinks, torch.tensor(segments), causal=False)
+    expected = [[[a == b and may_look_both_ways(q, k, window, sinks) for k, b in zip(row, texts)] for q, a in zip(row, texts)]
+                for row, texts in zip(positions, segments)]
+    assert mask.tolist() == expected and mask.any(dim=-1).all()
+
+
+def test_a_window_of_2_with_a_sink_reaches_as_far_ahead_as_back_drawn():
+    drawn = ["xx...",
+             "xxx..",
+             "xxxx.",
+             "x.xxx",
+             "x..xx"]
+    mask = attention_mask(torch.arange(5), torch.arange(5), window=2, sinks=1, causal=False)
+    assert ["".join(".x"[seen] for seen in row) for row in mask.tolist()] == drawn
+    assert attention_mask(torch.arange(5), torch.arange(5), causal=False).all()

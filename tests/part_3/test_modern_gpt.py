@@ -366,3 +366,110 @@ def test_segments_without_positions_or_with_a_cache_are_refused():
         model(TOKENS, segments=segments)
     with pytest.raises(ValueError, match="segments need positions, and no cache"):
         model(TOKENS, positions, model.new_cache("static", 2, 16), segments)
+
+
+# ---- without the causal mask (lesson 7.2) ----
+
+ENCODERS = [dict(), dict(n_kv_head=1), dict(n_kv_head=2, qk_norm=True), dict(positions="learned"), dict(positions="none"),
+            dict(window=3), dict(window=4, sinks=2), dict(window=16), dict(rope_pairing="neighbours"), SWITCHED_BACK]
+
+
+def naive_hidden_states(model, tokens, positions, visible):
+    """The model's states for one text in fp64, by scores, softmax and sums alone. tokens, positions: (T,); visible: (T, T)."""
+    config, weights = model.config, {name: value.double() for name, value in model.state_dict().items()}
+    norms, T = [module for name, module in model.double().named_modules() if name.endswith(("norm_1", "norm_2"))], len(tokens)
+    H, H_kv, D = config.n_head, config.n_kv_head, config.d_model // config.n_head
+    x = model.embed(tokens[None], positions[None])[0]
+    for layer, block in enumerate(model.blocks):
+        heads = block.attention.qkv(norms[2 * layer](x)).view(T, H + 2 * H_kv, D)
+        query, key, value = heads[:, :H], heads[:, H:H + H_kv], heads[:, H + H_kv:]
+        if config.qk_norm:
+            query, key = (part * (part.square().mean(-1, keepdim=True) + config.norm_eps) ** -0.5 * weights[
+                f"blocks.{layer}.attention.{name}_norm.weight"] for part, name in ((query, "query"), (key, "key")))
+        if config.positions == "rope":
+            turn = torch.polar(torch.ones(T, D // 2).double(),
+                               positions[:, None] * 10000 ** (-torch.arange(D // 2) * 2 / D).double())[:, None]
+            pairs = (lambda part: torch.complex(part[..., 0::2], part[..., 1::2])) if config.rope_pairing == "neighbours" else (
+                lambda part: torch.complex(part[..., :D // 2], part[..., D // 2:]))
+            query, key = (torch.view_as_real(pairs(part) * turn).flatten(-2) for part in (query, key))  # scores know no order
+        outputs = []
+        for h in range(H):
+            k = h // (H // H_kv)
+            scores = (query[:, h] @ key[:, k].T / math.sqrt(D)).exp() * visible
+            outputs.append(scores / scores.sum(1, keepdim=True) @ value[:, k])
+        x = x + block.attention.project(torch.cat(outputs, dim=1))
+        x = x + block.feed_forward(norms[2 * layer + 1](x))
+    x = model.norm(x)
+    model.float()
+    return x
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("options", ENCODERS, ids=str)
+@torch.no_grad()
+def test_hidden_states_are_those_of_a_naive_attention_in_fp64(options, causal):
+    model, at = make_model(**options), torch.arange(16)
+    window, sinks = options.get("window", 99), options.get("sinks", 0)
+    visible = ((at[:, None] - at[None]).abs() < window) | (at[None] < sinks)
+    visible &= (at[None] <= at[:, None]) | (not causal)
+    for positions in (None, at.expand(2, -1)):
+        hidden = model.hidden_states(TOKENS, positions, causal=causal)
+        for row, tokens in zip(hidden, TOKENS):
+            assert (row - naive_hidden_states(model, tokens, at, visible)).abs().max() <= 1e-4
+
+
+@pytest.mark.parametrize("options", [dict(), dict(window=4), dict(window=3, sinks=1), dict(positions="learned")], ids=str)
+@torch.no_grad()
+def test_a_later_token_changes_earlier_states_only_without_the_causal_mask(options):
+    model, changed = make_model(**options), TOKENS.clone()
+    changed[:, 10] = (changed[:, 10] + 1) % 40
+    for positions in (None, torch.arange(16).expand(2, -1)):
+        moved = [(model.hidden_states(TOKENS, positions, causal=causal) - model.hidden_states(changed, positions, causal=causal))
+                 .abs().amax(-1) for causal in (True, False)]
+        assert not moved[0][:, :10].any() and moved[0][:, 10:].amin(0)[0] > 1e-3
+        reach = 3 * (options.get("window", 16) - 1)  # three layers
+        seen = range(max(0, 10 - reach), 10)
+        assert moved[1][:, seen].min() > 1e-6 and not moved[1][:, :seen.start].any()
+
+
+@pytest.mark.parametrize("options", [dict(), dict(window=4, sinks=1), dict(positions="learned"), dict(n_kv_head=1)], ids=str)
+@torch.no_grad()
+def test_without_the_causal_mask_padding_on_either_side_and_neighbours_change_nothing(options):
+    model, generator = make_model(**options), torch.Generator().manual_seed(3)
+    for places, length in ((range(2, 9), 7), (range(0, 7), 7), (range(9, 16), 7), (range(5, 6), 1)):
+        tokens = torch.randint(40, (2, 16), generator=generator)
+        tokens[1, places] = TOKENS[1, :length]
+        positions = torch.full((2, 16), -1)
+        positions[0], positions[1, places] = torch.arange(16), torch.arange(length)
+        padded = model.hidden_states(tokens, positions, causal=False)
+        alone = model.hidden_states(TOKENS[1:, :length], causal=False)
+        assert (padded[1, places] - alone[0]).abs().max() <= 1e-5 and padded.isfinite().all()
+    packed = model.hidden_states(TOKENS, **PACKED, causal=False)
+    alone = model.hidden_states(TOKENS[:1, 5:9], causal=False)
+    assert (packed[0, 5:9] - alone[0]).abs().max() <= 1e-5
+
+
+def test_causal_is_what_hidden_states_and_logits_are_by_default():
+    model = make_model()
+    assert torch.equal(model.hidden_states(TOKENS), model.hidden_states(TOKENS, causal=True))
+    assert torch.equal(model(TOKENS), model.head(model.hidden_states(TOKENS, causal=True)))
+
+
+@pytest.mark.parametrize("kind", ["static", "rolling", "streaming"])
+def test_a_cache_without_the_causal_mask_is_refused(kind):
+    model = make_model(window=4)
+    cache = model.new_cache(kind, 2, 16)
+    with pytest.raises(ValueError, match="a cache needs causal attention"):
+        model.hidden_states(TOKENS[:, :3], None, cache, causal=False)
+    assert cache.length == 0
+
+
+@pytest.mark.parametrize("options", [dict(), dict(n_kv_head=2), dict(window=4, sinks=1)], ids=str)
+@pytest.mark.parametrize("positions", [None, torch.arange(16).expand(2, -1)], ids=["none", "given"])
+def test_without_the_causal_mask_training_in_bf16_gives_the_same_states(options, positions):
+    # The attention of training in bf16 on a CPU is another one (lesson 3.4); without a mask it would be causal.
+    model = make_model(**options).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        hidden = model.hidden_states(TOKENS, positions, causal=False)
+    expected = model.hidden_states(TOKENS, positions, causal=False)
+    assert (hidden - expected).abs().max() < 0.15 < (model.hidden_states(TOKENS) - expected).abs().max()
