@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from part_0.cli import QUICK_HELP, InputError, check_positive, command_line, option, run_script
 from part_0.device import DEVICES, autocast, grad_scaler, pick_device, pick_precision, set_seed
-from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, band, figure_path, plt, save_figure
+from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, band, figure_path, plt, save_figure
 from part_2.optimization import warmup_cosine
 from part_4.bpe_training import in_processes
 from part_4.grad_accumulation import clipped_update
@@ -42,7 +42,7 @@ CURVES = {"Bradley-Terry": (bradley_terry_loss, {}, *STYLES["bradley_terry"]),
 @dataclass(frozen=True)
 class Config:
     sft: str = option(str(SFT_RUNS / "sft" / "best.pt"), f"the fine-tuned model, a checkpoint of {TRAINER}")
-    n_stories: int = option(600, "story prompts to train on; 4 samples each")
+    n_stories: int = option(600, "story prompts to train on; 6 samples each")
     n_exact: int = option(280, "tasks of the other families to train on; 2 samples each")
     n_val: int = option(160, "validation story prompts, and as many other tasks")
     temperature: float = option(0.4, "the annotator's")
@@ -137,7 +137,7 @@ def main(config):
     for name, end in {**ends, "difference": ends["bradley_terry"] - ends["margin_ranking"]}.items():
         print(f"{name:>16s}" + "".join(f"{x:10.3f}" for x in (*end, end.mean())) + f"   {end.min():.3f} to {end.max():.3f}")
     print(f"{'best possible':>16s}{best:10.3f}   the annotator's consistency on these pairs")
-    ax_accuracy.axhline(best, color=BLUE, linestyle="--", label="annotator's consistency")
+    ax_accuracy.axhline(best, color=PURPLE, linestyle="--", label="annotator's consistency")
     ax_accuracy.set(xlabel="optimizer step", ylabel="pair accuracy", title=f"{len(val.pairs)} validation pairs")
     ax_accuracy.legend(loc="lower right")
     print(save_figure(

@@ -29,13 +29,14 @@ from part_7.reward_figures import sample_stories
 
 TONES = {"happy": YELLOW, "neutral": SKY, "sad": BLUE, None: BLACK}  # of the last sentence; None: it is not of the grammar
 OUTCOMES = {"tie": YELLOW, "with the truth": SKY, "against it": BLACK}
+N_SAMPLES = 6  # of each story
 WIDTH, SHOWN, FEWEST = 0.25, 3.0, 10  # of bins; up to which utility or gap they are drawn; of at least so many pairs
 
 
 @dataclass(frozen=True)
 class Config:
     sft: str = option(str(SFT_RUNS / "sft" / "best.pt"), "the policy, a checkpoint of part_6/train_sft.py")
-    n_stories: int = option(300, "story prompts; 4 samples each")
+    n_stories: int = option(300, f"story prompts; {N_SAMPLES} samples each")
     n_exact: int = option(210, "tasks of the other families; 2 samples each")
     temperature: float = option(0.4, "the annotator's; near 0 he never errs")
     seed: int = option(0, "seed of prompts, samples and choices")
@@ -112,10 +113,11 @@ def main(config):
     if END not in tokenizer.special_ids:
         raise InputError(f"{config.sft} is a base model; make a fine-tuned one with: python3 {TRAINER}")
     try:
-        labelled = make_pairs(policy, tokenizer, "train", config.n_stories, config.n_exact, config.temperature, config.seed)
+        labelled = make_pairs(policy, tokenizer, "train", config.n_stories, config.n_exact, config.temperature, config.seed,
+                              N_SAMPLES)
     except ValueError as error:
         raise InputError(f"--n_stories {config.n_stories}, --n_exact {config.n_exact}: {error}") from None
-    tasks, samples, utilities = sample_stories(policy, tokenizer, config.n_stories, 4, config.seed, "train")
+    tasks, samples, utilities = sample_stories(policy, tokenizer, config.n_stories, N_SAMPLES, config.seed, "train")
     print_terms(tasks, labelled.pairs)
     counts = print_sources(labelled, config.temperature)
     print_examples(labelled)

@@ -20,7 +20,7 @@ from part_6.chat_model import load_model
 from part_6.metrics import bootstrap_interval
 from part_6.prompt_template import END
 from part_6.sft_config import RUNS as SFT_RUNS
-from part_6.tasks import check_story
+from part_6.tasks import check_story, verify
 from part_7.preference_data import make_pairs
 from part_7.reward_config import RUNS
 from part_7.reward_figures import (
@@ -72,13 +72,14 @@ def print_tables(pairs, bins, figures, spoilt, best):
     for name, row in pairs.items():
         print(f"{name:26s}{interval(row, 'accuracy'):>24s}{100 * row['agreement']:18.1f}{100 * row['consistency']:15.1f}"
               f"{row['n']:8d}")
-    print("accuracy: the annotator's choice has the higher reward; truly better: the better answer has; annotator: how often "
-          "he himself\nchooses it, so that nobody can predict him more often\n")
+    print("accuracy: the annotator's choice has the higher reward; truly better: the better answer has; annotator: how\n"
+          "often he himself chooses it, so that nobody can predict him more often\n")
     print(f"{'predicted, %':26s}" + "".join(f"{100 * p:8.1f}" for p, _, _ in bins))
     print(f"{'observed, %':26s}" + "".join(f"{100 * share:8.1f}" for _, share, _ in bins))
     print(f"{'pairs':26s}" + "".join(f"{n:8d}" for _, _, n in bins))
-    print(f"mean difference of both: {100 * calibration_error(bins):.1f} %\n\nSpearman's correlation of reward and utility "
-          f"{figures['spearman']:.3f}; of reward and length at fixed utility {figures['length_correlation']:+.3f} (Pearson)\n")
+    print(f"mean difference of both: {100 * calibration_error(bins):.1f} %\n\nSpearman's correlation of reward and utility: "
+          f"{figures['spearman']:.3f}\nPearson's of reward and length at fixed utility: "
+          f"{figures['length_correlation']:+.3f}\n")
     print(f"{'spoilt answer':26s}{'good one above it, %':>24s}{'drop in reward':>18s}{'in utility':>15s}{'pairs':>8s}")
     for name, row in spoilt.items():
         print(f"{name:26s}{interval(row, 'share'):>24s}{row['drop']:18.2f}{row['gold_drop']:15.2f}{row['n']:8d}")
@@ -129,8 +130,8 @@ def draw_checks(axes, pairs, bins, rewards, utilities, spearman, spoilt):
 def draw_policy(axes, tasks, responses, rewards, utilities, best):
     """The distribution of rewards, and best-of-n in standard deviations of the policy's samples."""
     ax_tone, ax_best = axes
-    facts = [(check_story(task.prompt, text), ended) for task, own in zip(tasks, responses) for text, ended in own]
-    kinds = np.array([one["tone"] if ended and one["grammatical"] and one["on_prompt"] else "faulty" for one, ended in facts])
+    kinds = np.array([check_story(task.prompt, text)["tone"] if ended and verify(task, text) else "faulty"
+                      for task, own in zip(tasks, responses) for text, ended in own])
     edges, values = np.linspace(rewards.min().item(), rewards.max().item(), 51), rewards.flatten().numpy()
     for kind, (color, line) in TONE_STYLES.items():
         ax_tone.hist(values[kinds == kind], edges, histtype="step", color=color, linestyle=line, linewidth=2, label=kind)
@@ -138,7 +139,8 @@ def draw_policy(axes, tasks, responses, rewards, utilities, best):
     ax_tone.legend(loc="upper left")
     sizes, kl = [n for n, *_ in best], [best_of_n_kl(n) for n, *_ in best]
     for i, (own, color, line, label) in enumerate((
-            (rewards, RED, "--", "reward"), (utilities, BLUE, "-", "utility"), (utilities, BLACK, ":", "utility, if chosen by it"))):
+            (rewards, RED, "--", "reward"), (utilities, BLUE, "-", "utility"),
+            (utilities, BLACK, ":", "utility, if chosen by it"))):
         columns = [((column[i + 1] - own.double().mean()) / own.double().std()).tolist() for column in best]
         ax_best.plot(kl, np.mean(columns, axis=1), color=color, linestyle=line, marker="o", markersize=5, label=label)
         low, high = zip(*(bootstrap_interval([column]) for column in columns))
@@ -158,7 +160,8 @@ def main(config):
         raise InputError(f"{config.sft} is a base model; make a fine-tuned one with: python3 part_6/train_sft.py")
     model, tokenizer, _ = load_reward_model(config.checkpoint, device)
     try:
-        test = make_pairs(policy, policy_tokenizer, "test", config.n_stories, config.n_exact, config.temperature, config.seed)
+        test = make_pairs(policy, policy_tokenizer, "test", config.n_stories, config.n_exact, config.temperature,
+                          config.seed)
         tasks, responses, utilities = sample_stories(policy, policy_tokenizer, config.n_prompts, config.n_samples,
                                                      config.seed + 1)
     except ValueError as error:
@@ -182,14 +185,15 @@ def main(config):
                 "reward, by source and family, with 95 % bootstrap intervals; the tick is how often the annotator himself "
                 "chooses the better one; clear: utilities further apart than 0.5. Top right: predicted and observed "
                 "probability that the first of two answers is chosen, in bins; whiskers: where 95 % of the points of a "
-                f"calibrated model would lie. Bottom left: {config.n_prompts} good stories, each spoilt in {len(spoilt)} ways; "
-                f"dotted: chance. Bottom right: {utilities.numel():,} stories of the policy, reward over utility.", command=command))
+                f"calibrated model would lie. Bottom left: {config.n_prompts} good stories against the same, spoilt in "
+                f"{len(spoilt)} ways; dotted: chance. Bottom right: {utilities.numel():,} stories of the policy, reward "
+                "over utility.", command=command))
     fig, axes = plt.subplots(1, 2, figsize=(11, 5.2))
     draw_policy(axes, tasks, responses, rewards, utilities, best)
     print(save_figure(
         fig, figure_path(__file__, "best_of_n", config.quick), title="The policy's stories, and the best of n",
-        caption=f"Left: rewards of {config.n_samples} stories to each of {config.n_prompts} held-out prompts, by the tone of "
-                "their end; faulty: without an end, against the grammar, or off the prompt. Right: mean reward and mean "
+        caption=f"Left: rewards of {config.n_samples} stories to each of {config.n_prompts} held-out prompts, by the tone "
+                "of their end; faulty: without an end, against the grammar, or off the prompt. Right: mean reward and mean "
                 "utility of the story with the highest reward among n, and the utility if it were chosen by utility, over "
                 "the divergence ln n - (n - 1)/n; 0 and 1 are mean and standard deviation of the policy's samples; bands: "
                 "95 % bootstrap intervals over prompts.", command=command))

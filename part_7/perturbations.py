@@ -25,7 +25,7 @@ def _retold(prompt, text, other, rng):
 
 
 def _repeated(prompt, text, other, rng):
-    return prompt, Response(f"{text} {split_sentences(text)[-1]}")
+    return (prompt, Response(f"{text} {split_sentences(text)[-1]}")) if text else None
 
 
 def _doubled(prompt, text, other, rng):

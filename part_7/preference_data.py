@@ -64,7 +64,8 @@ def retell(text, prompt, rng):
     one, is another one throughout. None if it names none."""
     given = parse_sentence(prompt.removeprefix("Tell a story. "))[1]
     words = set(re.findall(r"\w+", text))
-    named = [slot for slot in KINDS if given[slot] in words]
+    named = [slot for slot in KINDS if given[slot] in words  # other things may have any colour
+             and (slot != "colour" or f"{given['colour']} {given['thing']}" in text)]
     if not named:
         return None
     slot = rng.choice(named)

@@ -46,14 +46,18 @@ def read_pair(record):
             check_messages(turn(record["prompt"], text))
         prompt = turn(record["prompt"], "")[:1]
         ended = [record.get(f"{name}_ended", True) for name in ("chosen", "rejected")]
+        if not all(isinstance(one, bool) for one in ended):
+            raise ValueError('"chosen_ended" and "rejected_ended" must be true or false')
     else:
         (*prompt, chosen), (*other_prompt, rejected) = map(read_dialogue, texts)
         if prompt != other_prompt:
             return "part early"
         texts, ended = (chosen["content"], rejected["content"]), (True, True)
+    more = record.get("source", "file"), record.get("family", "")
+    if not all(isinstance(text, str) for text in more):
+        raise ValueError('"source" and "family" must be texts')
     chosen, rejected = map(Response, texts, ended)
-    return "equal" if chosen == rejected else Pair(
-        prompt, chosen, rejected, record.get("source", "file"), record.get("family", ""))
+    return "equal" if chosen == rejected else Pair(prompt, chosen, rejected, *more)
 
 
 def load_preferences(path):
@@ -71,7 +75,7 @@ def load_preferences(path):
 
 def as_line(pair):
     """A pair of one message as a line of the first form, with source, family, and which answers have no end."""
-    record = {"prompt": pair.prompt[0]["content"], "chosen": pair.chosen.text, "rejected": pair.rejected.text,
-              "chosen_ended": pair.chosen.ended, "rejected_ended": pair.rejected.ended, "source": pair.source,
-              "family": pair.family}
-    return json.dumps({name: value for name, value in record.items() if value is not True and value != ""})
+    record = {"prompt": pair.prompt[0]["content"], "chosen": pair.chosen.text, "rejected": pair.rejected.text}
+    more = {"chosen_ended": pair.chosen.ended, "rejected_ended": pair.rejected.ended, "source": pair.source,
+            "family": pair.family}
+    return json.dumps(record | {name: value for name, value in more.items() if value is not True and value != ""})

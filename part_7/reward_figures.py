@@ -74,7 +74,8 @@ def perturbation_table(model, tokenizer, tasks, responses, utilities, seed):
     """How good answers fare when spoilt: a dict of perturbation -> {"share": where the good one has the higher reward,
     "low", "high": its 95 % interval, "drop": its mean lead, "gold_drop": the same in utility, "n"}.
 
-    The good answer to each prompt is the best of its samples; others' prompts are the next one's.
+    The good answer to each prompt is the best of its samples; another prompt is the next one. Counted is what the
+    perturbation makes worse in truth; one that makes nothing worse has no row.
     """
     rng, table = random.Random(seed), {}
     best = [own[i] for own, i in zip(responses, utilities.argmax(1).tolist())]
@@ -83,14 +84,17 @@ def perturbation_table(model, tokenizer, tasks, responses, utilities, seed):
     for name, perturb in PERTURBATIONS.items():
         spoilt = [perturb(prompt, one.text, prompts[(i + 1) % len(prompts)], rng)
                   for i, (prompt, one) in enumerate(zip(prompts, best))]
-        kept = [i for i, one in enumerate(spoilt) if one is not None]
+        falls = {i: utilities[i].max().item() - gold_utility(tasks[i]._replace(prompt=one[0]), *one[1])
+                 for i, one in enumerate(spoilt) if one is not None}
+        kept = [i for i, fall in falls.items() if fall > 1e-6]
+        if not kept:
+            continue
         rewards = score_responses(model, tokenizer, *zip(*(spoilt[i] for i in kept)))
-        golds = [gold_utility(tasks[i]._replace(prompt=spoilt[i][0]), *spoilt[i][1]) for i in kept]
         wins = ((good[kept] > rewards).double() + 0.5 * (good[kept] == rewards).double()).tolist()
         low, high = bootstrap_interval([wins])
         table[name] = {"share": share_above(good[kept], rewards), "low": low, "high": high,
                        "drop": (good[kept] - rewards).mean().item(),
-                       "gold_drop": (utilities.max(1).values[kept] - torch.tensor(golds)).mean().item(), "n": len(kept)}
+                       "gold_drop": sum(falls[i] for i in kept) / len(kept), "n": len(kept)}
     return table
 
 

@@ -19,6 +19,8 @@ def ranks(values):
 def correlation(x, y):
     """Pearson's correlation of two (N,) tensors, a float; nan where one of them does not vary."""
     x, y = (torch.as_tensor(values, dtype=torch.float64) for values in (x, y))
+    if x.min() == x.max() or y.min() == y.max():
+        return math.nan  # the mean of equal numbers need not be exactly that number, nor the formula 0 / 0
     x, y = x - x.mean(), y - y.mean()
     return (x @ y / (x.norm() * y.norm())).item()
 

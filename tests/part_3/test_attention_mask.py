@@ -148,8 +148,8 @@ def test_without_the_causal_mask_segments_still_hide_all_other_texts(rows, windo
     positions = [[t for length in row for t in range(length)] + [-1] * (width - sum(row)) for row in rows]
     segments = [[i for i, length in enumerate(row) for _ in range(length)] + [-1] * (width - sum(row)) for row in rows]
     mask = attention_mask(*(torch.tensor(positions),) * 2, window, sinks, torch.tensor(segments), causal=False)
-    expected = [[[a == b and may_look_both_ways(q, k, window, sinks) for k, b in zip(row, texts)] for q, a in zip(row, texts)]
-                for row, texts in zip(positions, segments)]
+    expected = [[[a == b and may_look_both_ways(q, k, window, sinks) for k, b in zip(row, texts)]
+                 for q, a in zip(row, texts)] for row, texts in zip(positions, segments)]
     assert mask.tolist() == expected and mask.any(dim=-1).all()
 
 

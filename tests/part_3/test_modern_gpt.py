@@ -371,17 +371,18 @@ def test_segments_without_positions_or_with_a_cache_are_refused():
 # ---- without the causal mask (lesson 7.2) ----
 
 ENCODERS = [dict(), dict(n_kv_head=1), dict(n_kv_head=2, qk_norm=True), dict(positions="learned"), dict(positions="none"),
-            dict(window=3), dict(window=4, sinks=2), dict(window=16), dict(rope_pairing="neighbours"), SWITCHED_BACK]
+            dict(window=3), dict(window=4, sinks=2), dict(window=12, sinks=4), dict(window=16), SWITCHED_BACK]
 
 
 def naive_hidden_states(model, tokens, positions, visible):
-    """The model's states for one text in fp64, by scores, softmax and sums alone. tokens, positions: (T,); visible: (T, T)."""
-    config, weights = model.config, {name: value.double() for name, value in model.state_dict().items()}
-    norms, T = [module for name, module in model.double().named_modules() if name.endswith(("norm_1", "norm_2"))], len(tokens)
+    """The states of one text in fp64, its attention by exponentials and sums alone. tokens, positions: (T,); visible: (T, T)
+    bool."""
+    config, T = model.config, len(tokens)
+    weights = model.double().state_dict()
     H, H_kv, D = config.n_head, config.n_kv_head, config.d_model // config.n_head
     x = model.embed(tokens[None], positions[None])[0]
     for layer, block in enumerate(model.blocks):
-        heads = block.attention.qkv(norms[2 * layer](x)).view(T, H + 2 * H_kv, D)
+        heads = block.attention.qkv(block.norm_1(x)).view(T, H + 2 * H_kv, D)
         query, key, value = heads[:, :H], heads[:, H:H + H_kv], heads[:, H + H_kv:]
         if config.qk_norm:
             query, key = (part * (part.square().mean(-1, keepdim=True) + config.norm_eps) ** -0.5 * weights[
@@ -389,16 +390,15 @@ def naive_hidden_states(model, tokens, positions, visible):
         if config.positions == "rope":
             turn = torch.polar(torch.ones(T, D // 2).double(),
                                positions[:, None] * 10000 ** (-torch.arange(D // 2) * 2 / D).double())[:, None]
-            pairs = (lambda part: torch.complex(part[..., 0::2], part[..., 1::2])) if config.rope_pairing == "neighbours" else (
-                lambda part: torch.complex(part[..., :D // 2], part[..., D // 2:]))
-            query, key = (torch.view_as_real(pairs(part) * turn).flatten(-2) for part in (query, key))  # scores know no order
+            query, key = (torch.view_as_real(torch.complex(part[..., :D // 2], part[..., D // 2:]) * turn).flatten(-2)
+                          for part in (query, key))  # in another order, which no score sees
         outputs = []
         for h in range(H):
             k = h // (H // H_kv)
             scores = (query[:, h] @ key[:, k].T / math.sqrt(D)).exp() * visible
             outputs.append(scores / scores.sum(1, keepdim=True) @ value[:, k])
         x = x + block.attention.project(torch.cat(outputs, dim=1))
-        x = x + block.feed_forward(norms[2 * layer + 1](x))
+        x = x + block.feed_forward(block.norm_2(x))
     x = model.norm(x)
     model.float()
     return x
@@ -424,8 +424,9 @@ def test_a_later_token_changes_earlier_states_only_without_the_causal_mask(optio
     model, changed = make_model(**options), TOKENS.clone()
     changed[:, 10] = (changed[:, 10] + 1) % 40
     for positions in (None, torch.arange(16).expand(2, -1)):
-        moved = [(model.hidden_states(TOKENS, positions, causal=causal) - model.hidden_states(changed, positions, causal=causal))
-                 .abs().amax(-1) for causal in (True, False)]
+        states = [[model.hidden_states(tokens, positions, causal=causal) for tokens in (TOKENS, changed)]
+                  for causal in (True, False)]
+        moved = [(before - after).abs().amax(-1) for before, after in states]
         assert not moved[0][:, :10].any() and moved[0][:, 10:].amin(0)[0] > 1e-3
         reach = 3 * (options.get("window", 16) - 1)  # three layers
         seen = range(max(0, 10 - reach), 10)

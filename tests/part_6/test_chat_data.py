@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from part_0.cli import InputError
-from part_6.chat_data import load_conversations, read_messages, turn
+from part_6.chat_data import load_conversations, read_lines, read_messages, turn
 
 GOOD = '{"prompt": "What is 2 + 3?", "response": "5"}'
 
@@ -70,6 +70,20 @@ def test_a_byte_order_mark_may_stand_at_the_beginning_and_nowhere_else(written):
 
 def test_a_turn_by_hand():
     assert turn("a", "b") == [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+
+
+def test_lines_are_read_by_whatever_reads_them(written):
+    def half(number):
+        if number % 2:
+            raise ValueError(f"{number} is odd")
+        return number // 2
+
+    assert read_lines(written("4", "", "0", "8"), half, "an even number") == [2, 0, 4]  # 0 and "" are records too
+    assert read_lines(written('"b"', '""', '"a"'), str, "a text") == ["b", "", "a"]
+    with pytest.raises(InputError, match="chat.jsonl, line 2: 3 is odd$"):
+        read_lines(written("4", "3", "5"), half, "an even number")
+    with pytest.raises(InputError, match="chat.jsonl holds nothing: a line each, an even number$"):
+        read_lines(written("", " "), half, "an even number")
 
 
 # ---- every kind of badness ----
