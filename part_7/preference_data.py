@@ -69,7 +69,7 @@ def retell(text, prompt, rng):
     if not named:
         return None
     slot = rng.choice(named)
-    other = rng.choice([word for word in KINDS[slot] if word not in words and word != given[slot]])
+    other = rng.choice([word for word in KINDS[slot] if word not in words])
     return re.sub(rf"\b{given[slot]}\b", other, text)
 
 
@@ -86,11 +86,11 @@ def make_candidates(tasks, samples, rng):
     found, by_family = [], {}
     for task in tasks:
         by_family.setdefault(task.family, []).append(task)
-    for i, (task, own) in enumerate(zip(tasks, samples, strict=True)):
+    for task, own in zip(tasks, samples, strict=True):
         reference = Response(task.answer)
         found += [(task, first, second, "policy") for first, second in zip(own[::2], own[1::2])]
         found.append((task, reference, own[0], "reference"))
-        found.append((task, reference, Response(corrupt(task, rng)), "corrupted") if i % 2 else
+        found.append((task, reference, Response(corrupt(task, rng)), "corrupted") if rng.random() < 0.5 else
                      (task, reference, spoil(task.answer, rng), "spoilt"))
         for good in (reference, own[-1]) if task.family == "story" else (reference,):
             swapped = (retell(good.text, task.prompt, rng) if task.family == "story"

@@ -57,7 +57,6 @@ class RewardModel(nn.Module):
 
         InputError where they do not differ, or are no numbers: there is no scale then.
         """
-        rewards = rewards.double()
         mean, std = rewards.mean(), rewards.std()
         if not std > 1e-6 * rewards.abs().max():  # they differ by rounding alone, if at all
             raise InputError(f"the reward model gives every answer the same reward, or no number (spread {std.item()}): try "

@@ -166,6 +166,7 @@ def test_retelling_by_hand():
         f"Ann lost the {thing}. Ann cried." for thing in things}
     assert retell("It rained on balls and Annie.", PROMPT, random.Random(0)) is None
     assert retell("", PROMPT, random.Random(0)) is None
+    assert retell("Ann saw Annabel.", PROMPT, random.Random(0)).endswith(" saw Annabel.")  # whole words alone
     # The colour of the prompt's thing must be kept; a container may have any: changing that one would change nothing.
     assert all("red box" in retell("Ann put the ball in a red box.", PROMPT, random.Random(seed)) for seed in range(50))
     met = {retell("Ann met Ben in the garden.", PROMPT, random.Random(seed)) for seed in range(200)}
@@ -343,3 +344,12 @@ def test_of_a_story_all_samples_asked_for_are_used_and_of_others_two(quick_polic
     assert sources[True, "policy"] == 12 * 3 and sources[False, "policy"] == 14
     # Its second sample never ends and is worth 3 less; a chosen one is an error of the annotator, e^-7.5 : 1.
     assert all(pair.chosen.ended for pair in labelled.pairs if pair.source == "policy")
+
+
+def test_the_seed_is_of_the_choices_too(quick_policy, monkeypatch):
+    # With the same prompts and samples for any seed, another one still gives other choices.
+    monkeypatch.setattr(preference_data, "make_tasks", lambda split, n, seed, *args, **more: make_tasks(split, n, 0, *args))
+    monkeypatch.setattr(preference_data, "sample_responses", lambda model, tokenizer, tasks, n, seed: [
+        [Response(task.answer, i % 2 > 0) for i in range(n)] for task in tasks])
+    one, again, other = (make_pairs(None, None, "train", 60, 14, 2.0, seed=seed).pairs for seed in (1, 1, 2))
+    assert one == again != other

@@ -16,7 +16,7 @@ from part_6.task_families import EXACT, Task
 from part_6.tasks import make_tasks, verify
 from part_7.gold_utility import gold_utility
 from part_7.perturbations import PERTURBATIONS
-from part_7.preference_data import Pair, Response
+from part_7.preference_data import Pair, Response, sample_responses
 from part_7.reward_figures import (
     correlations,
     final_figures,
@@ -96,6 +96,7 @@ def test_a_gap_of_a_half_is_not_clear_whichever_way_it_goes():
 def test_the_interval_of_an_accuracy_is_about_that_of_a_share():
     rng = random.Random(0)
     rows = [("reference", "where", 1.0, float(rng.random() < 0.8), 0.5) for _ in range(400)]
+    rows += [("policy", "where", 1.0, 0.0, 0.5)] * 400
     row = pair_table(*made_up(*rows), 1.0)["reference"]
     half = 1.96 * math.sqrt(row["accuracy"] * (1 - row["accuracy"]) / 400)
     assert row["low"] == pytest.approx(row["accuracy"] - half, abs=0.01)
@@ -130,6 +131,7 @@ def test_a_model_that_counts_words_sees_what_changes_the_number_of_words():
                                                     "last sentence twice", "cut off", "empty")} == {
         "words shuffled": 0.5, "another prompt": 0.5, "no end token": 0.5, "answer twice": 0, "last sentence twice": 0,
         "cut off": 1, "empty": 1}  # equal rewards count half
+    assert table["no end token"]["low"] == table["no end token"]["high"] == 0.5
     assert table["cut off"]["drop"] == pytest.approx(1)
     assert table["answer twice"]["drop"] == pytest.approx(-sum(words) / 60)
     worse = [i for i, task in enumerate(TASKS) if UTILITIES[i] > truth(task.prompt, "", True) + 1e-6]
@@ -157,6 +159,12 @@ def test_the_story_that_is_spoilt_is_the_best_of_its_samples_and_goes_to_the_nex
     assert nexts and set(asked) & {(prompt, text, True) for prompt in prompts for _, text, _ in good} == set(good) | nexts
 
 
+def test_the_draws_of_the_perturbations_are_the_seed_s():
+    same, again, others = (perturbation_table(Judge(lambda prompt, text, ended: float(text.count("glad"))), TOKENIZER, TASKS,
+                                              GOOD, UTILITIES, seed) for seed in (0, 0, 1))
+    assert same == again and same["happy word only"]["drop"] != others["happy word only"]["drop"]
+
+
 def test_a_story_that_is_not_made_worse_is_not_counted():
     # "Ben was glad." suits the next prompt too, which is also about Ben; the other way round the thing is lost.
     tasks = [Task("story", 1, f"Tell a story. Ben took the red {thing} to the barn.", "", "") for thing in ("cup", "bell")]
@@ -177,7 +185,7 @@ def test_what_applies_to_no_story_has_no_row():
 
 def test_correlations_by_hand():
     utilities = torch.tensor([[1.0, 1.0 + 1e-7], [0.0, 0.0]])  # rounding of a sum is no difference
-    responses = [[Response("a b"), Response("a")], [Response("a"), Response("a b c")]]
+    responses = [[Response("a b"), Response("aaaa")], [Response("aaaaaaaa"), Response("a b c")]]
     figures = correlations(torch.tensor([[4.0, 3.0], [1.0, 2.0]]), utilities, responses)
     # Ranks 4, 3, 1, 2 and 3.5, 3.5, 1.5, 1.5: 4 / sqrt(5 * 4).
     assert figures["spearman"] == pytest.approx(4 / math.sqrt(20))
@@ -193,6 +201,9 @@ def tiny_policy():
 def test_stories_are_sampled_for_distinct_prompts_of_the_split_and_scored_where_they_belong():
     tasks, responses, utilities = sample_stories(tiny_policy(), TOKENIZER, 5, 3, 7, "val")
     assert tasks == make_tasks("val", 5, 7, ("story",), distinct=True) and [len(own) for own in responses] == [3] * 5
+    assert responses == sample_responses(tiny_policy(), TOKENIZER, tasks, 3, 7)
+    many = sample_stories(tiny_policy(), TOKENIZER, 150, 1, 7, "val")[0]
+    assert len({task.prompt for task in many}) == 150 > len({task.prompt for task in make_tasks("val", 150, 7, ("story",))})
     assert sample_stories(tiny_policy(), TOKENIZER, 1, 1, 7)[0] == make_tasks("test", 1, 7, ("story",), distinct=True)
     rewards = score_stories(Judge(truth), TOKENIZER, tasks, responses)
     assert utilities.shape == (5, 3)
@@ -230,4 +241,7 @@ def test_the_final_figures_of_an_untrained_model_are_all_there_and_shares():
     assert all(isinstance(value, float) and " " not in name for name, value in figures.items())
     for name, value in figures.items():
         assert 0 <= value <= 1 if name.startswith(("pairwise", "agreement", "above")) else -1 <= value <= 1
+    tasks, responses, utilities = sample_stories(tiny_policy(), TOKENIZER, 14, 4, 2)  # other prompts than those of the pairs
+    assert figures["spearman"] == pytest.approx(correlations(
+        score_stories(model, TOKENIZER, tasks, responses), utilities, responses)["spearman"])
     assert figures == final_figures(model, TOKENIZER, tiny_policy(), 14, 0.4, 1)

@@ -288,14 +288,15 @@ def test_a_kill_between_a_save_and_its_second_name_loses_no_best_checkpoint(sft,
 
 def test_best_pt_has_the_lowest_validation_loss_and_gives_the_policy_s_stories_mean_0_and_spread_1(sft, tmp_path,
                                                                                                    monkeypatch):
-    values = iter((5.0, 3.0, 2.0, 4.0))  # the validation losses; the untrained model's does not count
+    values = iter((1.0, 3.0, 2.0, 4.0))  # the validation losses; the untrained model's does not count
 
     def loss(chosen, rejected):
         return bradley_terry_loss(chosen, rejected) if chosen.requires_grad else torch.tensor(next(values))
 
     monkeypatch.setitem(train_reward_model.LOSSES, "bradley_terry", loss)
     out = tmp_path / "run"
-    summary = train_reward_model.main(config(sft, out, keep_last=9, n_test=10))[-1]
+    summary = train_reward_model.main(config(sft, out, save_every=100, keep_last=9))[-1]  # the best are saved besides
+    assert [path.name for path in checkpoint_files(out)] == [f"step_000000{step}.pt" for step in ("12", "08", "04")]
     model, tokenizer, state = load_reward_model(out / "best.pt")
     assert summary["val_loss"] == 2.0 and summary["best_step"] == state["step"] == 8
     plain, best = weights(out / "step_00000008.pt"), dict(state["model"])
