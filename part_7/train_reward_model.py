@@ -89,8 +89,8 @@ def main(config):
         if n_dropped:
             tqdm.write(f"dropped {n_dropped} pairs of {split}: the same within --block_size {config.block_size}")
     if empty := [split for split, own in encoded.items() if not own]:
-        raise InputError(f"no pairs for {' and '.join(empty)} are left within --block_size {config.block_size}: try a larger "
-                         "one")
+        raise InputError(f"no pairs for {' and '.join(empty)} are left within --block_size {config.block_size}: try a "
+                         "larger one")
     if config.batch_size > len(encoded["train"]):
         raise InputError(f"--batch_size {config.batch_size} is more than the {len(encoded['train'])} pairs there are")
     data_hash = hashlib.sha256(json.dumps(encoded).encode("utf-8")).hexdigest()

@@ -2,6 +2,7 @@
 
 import math
 import random
+import zlib
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from part_6.task_families import EXACT, Task
 from part_6.tasks import make_tasks, verify
 from part_7.gold_utility import gold_utility
 from part_7.perturbations import PERTURBATIONS
-from part_7.preference_data import Pair, Response, sample_responses
+from part_7.preference_data import Pair, Response, make_pairs, sample_responses
 from part_7.reward_figures import (
     correlations,
     final_figures,
@@ -244,4 +245,17 @@ def test_the_final_figures_of_an_untrained_model_are_all_there_and_shares():
     tasks, responses, utilities = sample_stories(tiny_policy(), TOKENIZER, 14, 4, 2)  # other prompts than those of the pairs
     assert figures["spearman"] == pytest.approx(correlations(
         score_stories(model, TOKENIZER, tasks, responses), utilities, responses)["spearman"])
+    test = make_pairs(tiny_policy(), TOKENIZER, "test", 14, 14, 0.4, 1)
+    chosen, rejected = pair_rewards(model, TOKENIZER, test.pairs)
+    assert figures["pairwise_accuracy"] == pytest.approx((chosen > rejected).double().mean().item())
+    assert figures["pairwise_accuracy"] != figures["agreement_all"]  # the annotator has erred
     assert figures == final_figures(model, TOKENIZER, tiny_policy(), 14, 0.4, 1)
+
+
+def test_the_final_figures_say_how_often_good_stories_are_above_spoilt_ones():
+    judge = Judge(lambda prompt, text, ended: zlib.crc32(f"{text} {ended}".encode()) / 2**32)  # as good as drawn
+    figures = final_figures(judge, TOKENIZER, tiny_policy(), 14, 0.4, 1)
+    table = perturbation_table(judge, TOKENIZER, *sample_stories(tiny_policy(), TOKENIZER, 14, 4, 2), 1)
+    assert {name: value for name, value in figures.items() if name.startswith("above_")} == {
+        f"above_{name.replace(' ', '_')}": row["share"] for name, row in table.items()}
+    assert any(row["low"] < row["share"] < row["high"] for row in table.values())
