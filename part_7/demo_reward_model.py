@@ -157,7 +157,7 @@ def main(config):
     print(f"padding: {len(rows)} rewards of {min(lengths)} to {max(lengths)} tokens, alone and padded to {max(lengths)}, "
           f"differ by at most {gap:.1e}")
 
-    fig, (ax, ax_words) = plt.subplots(1, 2, figsize=(13, 6.4), width_ratios=(5, 7))
+    fig, (ax, ax_words) = plt.subplots(1, 2, figsize=(11.5, 6), width_ratios=(5, 7))
     labels = ["as it is", *(words[k][k - 1] for k in range(1, 5)), "all four"]
     heatmap(ax, matrices[0], xlabel="what the prompt says instead", ylabel="what the answer says instead", xticks=labels,
             yticks=labels, fmt="{:+.2f}")

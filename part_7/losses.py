@@ -4,7 +4,8 @@
                                                             Touvron et al. 2023, "Llama 2", equation 2)
     margin ranking   max(0, m - (r_c - r_r))
 
-Only differences count: adding a constant to all rewards of a prompt changes neither loss.
+Only differences count: adding a constant to all rewards of a prompt changes neither loss. So the rewards of two prompts
+cannot be compared, unless `centring` draws those of each towards 0.
 """
 
 import torch.nn.functional as F
@@ -23,12 +24,13 @@ def bradley_terry_loss(chosen, rejected, margin=0.0, label_smoothing=0.0, centri
     return (loss + centring * (chosen + rejected) ** 2).mean()
 
 
-def margin_ranking_loss(chosen, rejected, margin=1.0):
+def margin_ranking_loss(chosen, rejected, margin=1.0, centring=0.0):
     """By how much the chosen reward falls short of being ahead by `margin`, the mean over pairs: a scalar.
 
-    chosen, rejected: (B,); margin: a number, or (B,). Pairs that are ahead by it have no gradient.
+    chosen, rejected: (B,); margin: a number, or (B,); centring: as above. Pairs ahead by the margin have no gradient
+    but centring's.
     """
-    return F.relu(margin - (chosen - rejected)).mean()
+    return (F.relu(margin - (chosen - rejected)) + centring * (chosen + rejected) ** 2).mean()
 
 
 LOSSES = {"bradley_terry": bradley_terry_loss, "margin_ranking": margin_ranking_loss}

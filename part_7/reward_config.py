@@ -25,18 +25,21 @@ class Config:
     sft: str = option(str(SFT_RUNS / "sft" / "best.pt"), "the fine-tuned model, a checkpoint of part_6/train_sft.py")
     data: str = option(POLICY, f"{POLICY}: the fine-tuned model's own answers, judged by the annotator; or a file of "
                                "preferences, a JSON object a line")
-    n_stories: int = option(4000, "story prompts to train on; 6 samples each")
-    n_exact: int = option(2100, "tasks of the other families to train on; 2 samples each")
+    n_stories: int = option(3500, "story prompts to train on; 6 samples each")
+    n_exact: int = option(4200, "tasks of the other families to train on; 2 samples each")
     n_test: int = option(600, "held-out story prompts, and as many other tasks, of the final figures")
     temperature: float = option(0.4, "the annotator's; near 0 he never errs")
     out: str = option(str(RUNS / "reward_model"), "the run directory")
-    steps: int = option(1300, "optimizer steps")
+    steps: int = option(1100, "optimizer steps")
     batch_size: int = option(40, "pairs a step")
     block_size: int = option(256, "most tokens of prompt and answer; a longer one loses its beginning")
     n_micro: int = option(4, "parts of a batch, of pairs of like length: less padding, less memory")
     pooling: str = option("mean", "mean over the answer's tokens, or its last one", POOLINGS)
     causal: bool = option(False, "keep the decoder's mask: tokens do not see what follows")
     loss: str = option("bradley_terry", "the loss of a pair", tuple(LOSSES))
+    margin: float | None = option(None, "lead that the loss asks for; 0 for bradley_terry, 1 for margin_ranking if left out")
+    label_smoothing: float = option(0.0, "share of the choices that bradley_terry takes for wrong")
+    centring: float = option(0.01, "weight of the squared sum of a pair's rewards: keeps each prompt's around 0")
     optimizer: str = option("muon", "as in part_4/train.py", OPTIMIZERS)
     schedule: str = option("cosine", "the learning rate's course after the warm-up", tuple(SCHEDULES))
     lr: float = option(0.005, "highest learning rate")
@@ -45,8 +48,8 @@ class Config:
     beta2: float = option(0.95, "AdamW's second-moment decay")
     weight_decay: float = option(0.1, "weight decay, on matrices only")
     grad_clip: float = option(1.0, "the gradient's norm is clipped to this")
-    eval_every: int = option(100, "steps between evaluations")
-    save_every: int = option(100, "steps between checkpoints")
+    eval_every: int = option(200, "steps between evaluations")
+    save_every: int = option(200, "steps between checkpoints")
     keep_last: int = option(2, "checkpoints kept beside the best one")
     log_every: int = option(10, "steps between lines of metrics.jsonl")
     seed: int = option(1, "seed of prompts, samples, choices, new weights and batches")
@@ -64,12 +67,23 @@ class Config:
                        "lr", "grad_clip", "eval_every", "save_every", "keep_last", "log_every")
         if not self.out:
             raise InputError("--out must not be empty")
-        for name in ("warmup_steps", "min_lr", "weight_decay"):
+        for name in ("warmup_steps", "min_lr", "weight_decay", "centring"):
             if getattr(self, name) < 0:
                 raise InputError(f"--{name} must not be negative, but is {getattr(self, name)}")
         if self.min_lr > self.lr:
             raise InputError(f"--min_lr {self.min_lr} must not be above --lr {self.lr}")
         if not 0 <= self.beta2 < 1:
             raise InputError(f"--beta2 must be in [0, 1), not {self.beta2}")
+        if self.margin is not None and self.margin < 0:
+            raise InputError(f"--margin must not be negative, but is {self.margin}")
+        if not 0 <= self.label_smoothing < 0.5:
+            raise InputError(f"--label_smoothing must be in [0, 0.5), not {self.label_smoothing}")
+        if self.label_smoothing and self.loss != "bradley_terry":
+            raise InputError(f"--label_smoothing is for --loss bradley_terry, not {self.loss}")
         if self.n_micro > self.batch_size:
             raise InputError(f"--n_micro {self.n_micro} must not be above --batch_size {self.batch_size}")
+
+    def loss_options(self):
+        """The arguments of the loss, by name."""
+        options = {"centring": self.centring, "margin": self.margin, "label_smoothing": self.label_smoothing or None}
+        return {name: value for name, value in options.items() if value is not None}

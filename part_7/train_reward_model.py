@@ -107,7 +107,7 @@ def train(config, device, dtype, policy, tokenizer, pairs, encoded, data_hash, r
     set_seed(config.seed)
     model = RewardModel(load_model(config.sft, device)[0], config.pooling, config.causal).to(device).train()
     optimizers = build_optimizers(model, config.optimizer, config.lr, config.beta2, config.weight_decay)
-    scaler, loss_function = grad_scaler(device, dtype), LOSSES[config.loss]
+    scaler, pair_loss = grad_scaler(device, dtype), LOSSES[config.loss]
     if resumed:
         now = restore(resumed, model, optimizers, scaler, rank=0)
         say(f"going on from {path}")
@@ -131,7 +131,7 @@ def train(config, device, dtype, policy, tokenizer, pairs, encoded, data_hash, r
         is_best, ending = False, now.step == config.steps or stop.signal is not None
         if now.step % config.eval_every == 0 or now.step == config.steps:
             chosen, rejected = (score(model, list(rows), dtype) for rows in zip(*encoded["val"]))
-            val_loss, accuracy = loss_function(chosen, rejected).item(), (chosen > rejected).float().mean().item()
+            val_loss, accuracy = pair_loss(chosen, rejected).item(), (chosen > rejected).float().mean().item()
             logger.record(now.step, tokens=now.tokens, seconds=now.seconds, val_loss=val_loss, val_accuracy=accuracy)
             say(f"step {now.step:5d}/{config.steps}   val loss {val_loss:.3f} nats/pair   accuracy {accuracy:.3f}   "
                 f"{now.seconds:5.1f} s")
@@ -153,7 +153,8 @@ def train(config, device, dtype, policy, tokenizer, pairs, encoded, data_hash, r
             rows = [encoded["train"][i][side] for side in (0, 1) for i in part]
             with autocast(device, dtype):
                 rewards = model(*reward_batch(rows, device))
-            part_loss = loss_function(*rewards.chunk(2)) * len(part) / config.batch_size  # the mean is over the whole batch
+            mean_loss = pair_loss(*rewards.chunk(2), **config.loss_options())
+            part_loss = mean_loss * len(part) / config.batch_size  # as the mean is over the whole batch
             scaler.scale(part_loss).backward()
             loss += part_loss.detach()
             now.tokens += sum(len(ids) for ids, _ in rows)

@@ -92,7 +92,7 @@ def test_pairs_that_are_ahead_by_the_margin_have_no_gradient_and_the_others_all_
 
 @pytest.mark.parametrize("loss, options", [
     (bradley_terry_loss, {}), (bradley_terry_loss, dict(margin=1.0, label_smoothing=0.2, centring=0.3)),
-    (margin_ranking_loss, {}), (margin_ranking_loss, dict(margin=0.4))])
+    (margin_ranking_loss, {}), (margin_ranking_loss, dict(margin=0.4, centring=0.3))])
 def test_the_gradients_are_those_of_finite_differences(loss, options):
     assert torch.autograd.gradcheck(lambda chosen, rejected: loss(chosen, rejected, **options), draw(20, seed=1))
 
@@ -111,16 +111,17 @@ def test_a_larger_margin_is_as_if_the_rejected_answer_were_better_by_it(loss):
     torch.testing.assert_close(loss(chosen, rejected, 1.5), loss(chosen, rejected + 1.5, 0.0))
 
 
-def test_centring_adds_the_squared_sum_and_pulls_both_rewards_to_opposite_values():
+@NAMES
+def test_centring_adds_the_squared_sum_and_pulls_both_rewards_to_opposite_values(loss):
     chosen, rejected = draw()
-    plain, centred = bradley_terry_loss(chosen, rejected), bradley_terry_loss(chosen, rejected, centring=0.01)
+    plain, centred = loss(chosen, rejected), loss(chosen, rejected, centring=0.01)
     total = (chosen + rejected).detach()
     torch.testing.assert_close(centred - plain, 0.01 * (total**2).mean())
     for values in (chosen, rejected):  # 2 weight (r_c + r_r), on either side the same
         [gradient] = torch.autograd.grad(centred - plain, values, retain_graph=True)
         torch.testing.assert_close(gradient, 2 * 0.01 * total / 50)
     opposite = draw()[0].detach()
-    assert bradley_terry_loss(opposite, -opposite, centring=1.0) == bradley_terry_loss(opposite, -opposite)
+    assert loss(opposite, -opposite, centring=1.0) == loss(opposite, -opposite)
 
 
 @given(st.floats(-100, 100), st.sampled_from(list(LOSSES.values())))

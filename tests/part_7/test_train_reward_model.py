@@ -180,9 +180,10 @@ def test_a_run_directory_holds_all_that_was_promised(sft, tmp_path):
 
 
 @pytest.mark.parametrize("loss, changes", [
-    ("bradley_terry", dict(n_micro=1)), ("bradley_terry", dict(n_micro=3, pooling="last", seed=2, temperature=2.0)),
+    ("bradley_terry", dict(n_micro=1, centring=0.0)),
+    ("bradley_terry", dict(n_micro=3, pooling="last", seed=2, temperature=2.0, margin=0.5, label_smoothing=0.1)),
     ("margin_ranking", dict(n_micro=3, causal=True, block_size=24, beta2=0.9, grad_clip=0.1)),
-    ("margin_ranking", dict(n_micro=1, lr=1e-2))])
+    ("margin_ranking", dict(n_micro=1, lr=1e-2, margin=2.0, centring=0.3))])
 def test_the_loop_does_what_a_second_loop_written_by_the_book_does(loss, changes, sft, tmp_path):
     out = tmp_path / "run"
     c = config(sft, out, **{"loss": loss, "eval_every": 6, "n_stories": 10, "n_exact": 14, **changes})
@@ -193,6 +194,14 @@ def test_the_loop_does_what_a_second_loop_written_by_the_book_does(loss, changes
 
     def loss_of(chosen, rejected):
         return (1 + (rejected - chosen).exp()).log() if loss == "bradley_terry" else (1 - chosen + rejected).clamp(min=0)
+
+    def loss_to_learn(chosen, rejected):
+        if loss == "bradley_terry":
+            lead, e = chosen - rejected - (c.margin or 0), c.label_smoothing
+            one = (1 - e) * (1 + (-lead).exp()).log() + e * (1 + lead.exp()).log()
+        else:
+            one = ((c.margin or 1) - chosen + rejected).clamp(min=0)
+        return one + c.centring * (chosen + rejected) ** 2
 
     def differ(pair):  # within the block
         return row("", pair.chosen, tokenizer, c.block_size) != row("", pair.rejected, tokenizer, c.block_size)
@@ -216,7 +225,7 @@ def test_the_loop_does_what_a_second_loop_written_by_the_book_does(loss, changes
         for group in optimizer.param_groups:
             group["lr"] = warmup_cosine(step, 12, c.lr, 1e-4, 3)
         batch = draw_batch("uniform", lengths, lengths, c.seed, step, 12, 8)
-        mean = torch.stack([loss_of(*both_rewards(model, pairs[i], **how)) for i in batch]).mean()
+        mean = torch.stack([loss_to_learn(*both_rewards(model, pairs[i], **how)) for i in batch]).mean()
         optimizer.zero_grad()
         mean.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), c.grad_clip)
@@ -290,7 +299,7 @@ def test_best_pt_has_the_lowest_validation_loss_and_gives_the_policy_s_stories_m
                                                                                                    monkeypatch):
     values = iter((1.0, 3.0, 2.0, 4.0))  # the validation losses; the untrained model's does not count
 
-    def loss(chosen, rejected):
+    def loss(chosen, rejected, **options):
         return bradley_terry_loss(chosen, rejected) if chosen.requires_grad else torch.tensor(next(values))
 
     monkeypatch.setitem(train_reward_model.LOSSES, "bradley_terry", loss)
@@ -431,9 +440,10 @@ def test_what_cannot_be_run_is_refused_before_anything_is_written(changes, messa
     *({name: 0} for name in ("n_stories", "n_exact", "n_test", "temperature", "steps", "batch_size", "block_size", "n_micro",
                              "lr", "grad_clip", "eval_every", "save_every", "keep_last", "log_every")),
     {"out": ""}, {"warmup_steps": -1}, {"min_lr": -1e-9}, {"weight_decay": -0.1}, {"min_lr": 1.0}, {"beta2": 1.0},
-    {"beta2": -0.1}, {"n_micro": 41}])
+    {"beta2": -0.1}, {"n_micro": 41}, {"margin": -1.0}, {"label_smoothing": 0.5}, {"label_smoothing": -0.1},
+    {"centring": -0.1}, {"label_smoothing": 0.1, "loss": "margin_ranking"}])
 def test_flags_that_make_no_sense_are_refused(changes):
-    [name] = changes
+    name, *_ = changes
     with pytest.raises(InputError, match=f"--{name}"):
         Config(**changes)
 
@@ -466,7 +476,7 @@ def test_pairs_of_a_split_that_are_all_dropped_are_refused(split, low, high, sft
 
 @pytest.mark.parametrize("bad", ["loss", "gradient"])
 def test_a_number_that_is_none_is_skipped_and_ends_the_run_after_twenty(bad, sft, tmp_path, monkeypatch):
-    def diverged(chosen, rejected):
+    def diverged(chosen, rejected, **options):
         loss = bradley_terry_loss(chosen, rejected)
         if not loss.requires_grad:
             return loss
@@ -486,7 +496,7 @@ def test_a_number_that_is_none_is_skipped_and_ends_the_run_after_twenty(bad, sft
 def test_twenty_bad_steps_with_a_good_one_among_them_do_not_end_the_run(sft, tmp_path, monkeypatch):
     calls = []
 
-    def stumbling(chosen, rejected):
+    def stumbling(chosen, rejected, **options):
         loss = bradley_terry_loss(chosen, rejected)
         if loss.requires_grad:
             calls.append(loss)
