@@ -11,7 +11,7 @@ import random
 from part_2.tinyworld import ANIMALS, NAMES, TONES, WORDS, story
 from part_2.tinyworld_moves import World, moves, tell
 
-DIGITS = tuple("0123456789")  # numbers have one digit here: the tokens of larger ones are left to those who need them
+DIGITS = tuple("0123456789")  # one digit a number, so that the tokenizer merges no two of them: Part 6 adds digit by digit
 N_CHARACTERS = 5_000_000  # of the named corpus
 
 

@@ -1,6 +1,6 @@
 """Lesson 3.5 - one function says who may look at whom, in training, prefill and decoding.
 
-    visible(q, k) = k <= q  and  (q - k < window  or  k < sinks)
+    visible(q, k) = k <= q  and  (q - k < window  or  k < sinks)            an encoder: no k <= q, and |q - k| < window
 
 Sliding window (Beltagy et al. 2020, "Longformer"; Jiang et al. 2023, "Mistral 7B", section 2): a query sees itself and the
 window - 1 tokens before it, so cost and memory stop growing with the text; through L layers information still travels

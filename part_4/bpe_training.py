@@ -69,7 +69,7 @@ def in_processes(job, items, n_process):
         with ProcessPoolExecutor(min(n_process, len(items)), mp_context=get_context("spawn")) as pool:
             yield from pool.map(job, items)
     except BrokenProcessPool:
-        raise InputError("a process that read the text was killed: is there too little memory? "
+        raise InputError("a process was killed: is there too little memory? "
                          "What is finished is kept") from None
 
 

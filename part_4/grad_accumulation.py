@@ -63,7 +63,7 @@ def clipped_update(model, optimizers, scaler, max_norm, loss):
 
     max_norm: the norm of all gradients together is clipped to it; scaler: fp16's, which also lowers its scale where a
     gradient is not finite; loss: the step's loss. Returns the norm before clipping, a float, and whether the weights were
-    updated: they are not where loss or norm is no number.
+    updated: they are not where loss or norm is not finite.
     """
     for optimizer in optimizers:
         scaler.unscale_(optimizer)

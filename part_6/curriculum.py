@@ -32,7 +32,7 @@ def draw_batch(kind, difficulties, lengths, seed, step, steps, batch_size):
     if not 1 <= batch_size <= n:
         raise ValueError(f"a batch of {batch_size} cannot be drawn from {n} examples")
     if kind == "uniform":
-        per_epoch = n // batch_size  # what is left over at an epoch's end waits for the next
+        per_epoch = n // batch_size  # the rest, fewer than a batch, is not drawn in this epoch
         epoch, place = divmod(step, per_epoch)
         return _shuffled(n, seed, epoch)[place * batch_size:(place + 1) * batch_size]
     keys = {"easy_first": np.asarray(difficulties), "short_first": np.asarray(lengths),

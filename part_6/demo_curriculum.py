@@ -1,9 +1,10 @@
 """Lesson 6.3 - does the order of the examples matter?
 
-Fine-tunes the base model of part_4/train.py with each of the four curricula, from three seeds: the same tasks, as many steps
-and as many examples, drawn in another order. Along the way it answers held-out validation tasks greedily, and the verifier
-judges. What to see: middle, which curves stay apart by more than the bands of their seeds, and from when on; right, at which
-difficulties the order still shows at the end.
+Fine-tunes the base model of part_4/train.py with each of the four curricula, from three seeds: the same tasks to draw
+from, as many steps, and as many examples a step. uniform draws each once an epoch; the others draw anew in each step, so
+what is in early is also seen more often. Along the way it answers held-out validation tasks greedily, and the verifier
+judges. What to see: middle, which curves stay apart by more than the bands of their seeds, and from when on; right, at
+which difficulties the order still shows at the end.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -132,7 +133,7 @@ def main(config):
     ax_step.legend(loc="upper left")
     ax_difficulty.set(xlabel="difficulty", ylabel="exact match", title="at the end, by difficulty", ylim=(0, 1.02))
     print(save_figure(
-        fig, figure_path(__file__, "curriculum", config.quick), title="Four orders of the same examples",
+        fig, figure_path(__file__, "curriculum", config.quick), title="Four ways to draw from the same examples",
         caption=f"The same base model, fine-tuned for {config.steps} steps of {config.batch_size} examples "
                 f"({config.families.replace(',', ', ')}), {config.n_seed} seeds: mean, and band from lowest to highest. "
                 f"Left: difficulty of the batches, each point the mean of {window} steps. Middle: greedy exact match on "

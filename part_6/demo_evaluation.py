@@ -23,11 +23,10 @@ from part_2.checkpoint import write_atomically
 from part_2.sampling import check_sampling
 from part_4.run_config import RUNS as PART_4_RUNS
 from part_6.chat_model import TRAINER, load_model, resize_vocabulary
-from part_6.evaluation import answer, judge, summarise
+from part_6.evaluation import answer, held_out_tasks, judge, summarise
 from part_6.prompt_template import END, chat_tokenizer
 from part_6.sft_data import task_conversation
 from part_6.task_families import DIFFICULTIES, FAMILIES
-from part_6.tasks import make_tasks
 
 RUNS = Path(__file__).resolve().parent / "runs"
 MEASURES = {"correct": "exact match (the verifier's verdict)", "token_f1": "token F1", "rouge_l": "ROUGE-L"}
@@ -111,14 +110,11 @@ def share_correct(records, family, difficulty):
 
 def main(config):
     base, sft = load_both(config)
-    try:
-        tasks = [task for family in FAMILIES
-                 for task in make_tasks("test", config.n_tasks, config.seed, (family,), distinct=True)]
-    except ValueError as error:
-        raise InputError(f"--n_tasks {config.n_tasks}: {error}") from None
+    tasks = held_out_tasks(config.n_tasks, config.seed)
     prompts, results = [task.prompt for task in tasks], {}
-    before = random.Random(config.seed).sample(tasks, len(tasks))  # another task, with its right answer
-    second = [[*task_conversation(solved), {"role": "user", "content": prompt}] for solved, prompt in zip(before, prompts)]
+    order = random.Random(config.seed).sample(range(len(tasks)), len(tasks))
+    before = {i: tasks[other] for i, other in zip(order, order[-1:] + order)}  # another task, with its right answer
+    second = [[*task_conversation(before[i]), {"role": "user", "content": prompt}] for i, prompt in enumerate(prompts)]
     for system, model, questions, temperature in zip(
             SYSTEMS, (base, sft, sft, sft), (prompts, prompts, prompts, second), (0.0, 0.0, config.temperature, 0.0)):
         results[system] = judge(tasks, answer(*model, questions, temperature, config.n_new, seed=config.seed))
@@ -143,7 +139,8 @@ def main(config):
         fig, figure_path(__file__, "evaluation_difficulty", config.quick), title="Where the fine-tuned model gives out",
         caption=f"Share of right greedy answers of the fine-tuned model by family and difficulty: {len(greedy):,} held-out "
                 f"tasks, {len(greedy) / len(FAMILIES) / len(DIFFICULTIES):.0f} in a cell.", command=command))
-    lines = (json.dumps({"system": system, **record}) for system, records in results.items() for record in records)
+    lines = (json.dumps({"system": system, "before": [before[i].prompt] * (system == "SFT, second question"), **record})
+             for system, records in results.items() for i, record in enumerate(records))
     path = figure_path(__file__, "evaluation", config.quick).with_name("answers.jsonl")
     write_atomically(path, ("\n".join(lines) + "\n").encode("utf-8"))
     print(path)

@@ -26,7 +26,7 @@ from part_4.bpe_tokenizer import BPETokenizer
 from part_4.bpe_training import count_chunks, train_bpe
 from part_4.grad_accumulation import accumulate_gradients
 from part_6.chat_data import turn
-from part_6.collator import IGNORE, Batch, pack, pad, shift
+from part_6.collator import IGNORE, pack, pad, shift
 from part_6.prompt_template import chat_tokenizer, encode_chat
 from part_6.tasks import make_tasks
 
@@ -115,7 +115,7 @@ def main(config):
     for name, batch in batches.items():
         set_seed(config.seed)
         model = ModernGPT(sizes).to(device)
-        learners[name] = model, torch.optim.AdamW(model.parameters()), Batch(*(part.to(device) for part in batch)), dtype
+        learners[name] = model, torch.optim.AdamW(model.parameters()), batch.to(device), dtype
     for _ in range(config.rounds + 1):
         for name, learner in learners.items():
             steps[name].append(take_step(*learner))

@@ -13,8 +13,16 @@ from part_0.cli import InputError
 from part_3.generate import generate
 from part_6.metrics import bootstrap_interval, rouge_l, token_f1
 from part_6.prompt_template import END, decode_answer, encode_prompt
-from part_6.task_families import EXACT
-from part_6.tasks import verify
+from part_6.task_families import EXACT, FAMILIES
+from part_6.tasks import make_tasks, verify
+
+
+def held_out_tasks(n, seed=0):
+    """`n` tasks of the test split of each family, no prompt twice. InputError where there are fewer."""
+    try:
+        return [task for family in FAMILIES for task in make_tasks("test", n, seed, (family,), distinct=True)]
+    except ValueError as error:
+        raise InputError(f"--n_tasks {n}: {error}") from None
 
 
 def answer(model, tokenizer, prompts, temperature=0.0, n_new=80, batch_size=256, seed=0):
@@ -34,7 +42,7 @@ def answer(model, tokenizer, prompts, temperature=0.0, n_new=80, batch_size=256,
     for start in range(0, len(order), batch_size):
         chosen = order[start:start + batch_size]
         rows = generate(model, [ids[i] for i in chosen], n_new, temperature=temperature, generator=generator,
-                        stop_ids=(end,))
+                        stop_ids=tuple(tokenizer.special_ids.values()))  # a role's token, too, ends what is said
         for i, row in zip(chosen, rows):
             answers[i] = decode_answer(row.tolist(), tokenizer), end in row.tolist()
     return answers

@@ -8,6 +8,8 @@ A base model does not know the special tokens: its tokenizer gets them behind it
 its head get as many rows (`chat_model.resize_vocabulary`).
 """
 
+import itertools
+
 from part_4.bpe_tokenizer import BPETokenizer
 
 ROLES = {"system": "<|system|>", "user": "<|user|>", "assistant": "<|assistant|>"}
@@ -62,9 +64,9 @@ def encode_prompt(messages, tokenizer):
 
 
 def decode_answer(ids, tokenizer):
-    """The text of the ids that a model gave after `encode_prompt`, without the end token and what follows it."""
-    ids, end = list(ids), tokenizer.special_ids[END]
-    return tokenizer.decode(ids[:ids.index(end)] if end in ids else ids).removeprefix(" ")
+    """The text of the ids that a model gave after `encode_prompt`, up to the first special token."""
+    special = set(tokenizer.special_ids.values())
+    return tokenizer.decode(list(itertools.takewhile(lambda id: id not in special, ids))).removeprefix(" ")
 
 
 def decode_chat(ids, tokenizer):

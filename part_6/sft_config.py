@@ -25,7 +25,7 @@ class Config:
     data: str = option(TASKS, f"{TASKS}: the task families; or a file of conversations, a JSON object a line")
     n_examples: int = option(60_000, "tasks that are made to train on")
     worked_steps: bool = option(True, "answers to tasks show their steps; else the result alone")
-    multi_turn: float = option(0.3, "probability that a conversation goes on with one more task")
+    multi_turn: float = option(0.3, "probability that a conversation of tasks goes on with one more")
     out: str = option(str(RUNS / "sft"), "the run directory")
     steps: int = option(2400, "optimizer steps")
     batch_size: int = option(48, "conversations a step")

@@ -56,7 +56,7 @@ def load_examples(data, n_examples, seed, worked_steps, multi_turn, tokenizer, b
     """The Examples of a run.
 
     data: TASKS for `n_examples` tasks of the train split, of which `join_turns` makes conversations of several turns
-    (multi_turn: its share; as difficult as their tasks on average), or the path of a file for `load_conversations`, whose
+    (multi_turn: its share; the difficulty is the tasks' mean), or the path of a file for `load_conversations`, whose
     conversations are shared out by their first message (lesson 6.1's splits; val has some 5 %). Where nobody says how
     hard an example is, its length stands in. InputError for a bad line, one that is too long for `block_size`, or too
     few of them.

@@ -6,6 +6,7 @@ from part_0.cli import InputError
 from part_0.device import autocast
 from part_2.evaluate import figures_of_merit, split_losses
 from part_2.loss import token_losses
+from part_4.bpe_tokenizer import BPETokenizer
 from part_6.collator import IGNORE
 from part_6.evaluation import answer, judge, summarise
 from part_6.sft_data import base_text, make_batch
@@ -45,7 +46,7 @@ def task_scores(model, tokenizer, tasks, when):
     return scores
 
 
-def base_loss(model, tokenizer, base_state, dtype, when, say):
+def base_loss(model, base_state, dtype, when, say):
     """{"base_val_loss_<when>": the loss on the base model's validation text in nats per token}.
 
     base_state: the base model's checkpoint, which names the text; say: is told why nothing is returned where that is gone.
@@ -55,5 +56,5 @@ def base_loss(model, tokenizer, base_state, dtype, when, say):
     except InputError as error:
         say(f"what fine-tuning forgets is not measured: {error}")
         return {}
-    tokens = tokenizer.encode_to_tensor(text)
+    tokens = BPETokenizer.from_state(base_state["tokenizer"]).encode_to_tensor(text, allow_special=True)  # as it was read
     return {f"base_val_loss_{when}": split_losses(model, tokens, dtype=dtype).mean().item()}

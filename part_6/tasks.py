@@ -3,7 +3,8 @@
     split of a task = SHA-256(its key) -> train 70 %, val 5 %, test 10 %, rl 15 %
 
 The key is the task's content without its wording (`task_families`), so no paraphrase or mirror image of a test task is
-trained on. The verifier knows the result of six families, and the grammar of the other two: many stories are right.
+among the instructions that are learnt from. The verifier knows the result of six families, and the grammar of the other
+two: many stories are right.
 """
 
 import hashlib
@@ -11,11 +12,11 @@ import random
 import re
 
 from part_2.tinyworld import NAMES, PLACES, TEMPLATES, THINGS, WORDS, parse_sentence, split_sentences
+from part_2.tinyworld_text import DIGITS
 from part_6.task_families import DIFFICULTIES, FAMILIES
 
 SPLITS = {"train": 0.7, "val": 0.05, "test": 0.1, "rl": 0.15}  # rl: prompts that reinforcement learning may see (Parts 7-9)
 
-DIGITS = tuple("0123456789")
 SUBSTITUTES = {"where": (*PLACES, *NAMES, *THINGS), "reverse": WORDS, "sort": WORDS, "add": DIGITS,
                "count": (*WORDS, *DIGITS), "compare": (*NAMES, *DIGITS), "write": (*WORDS, *NAMES),
                "story": (*WORDS, *NAMES)}

@@ -1,18 +1,20 @@
-"""Lesson 6.2 - supervised fine-tuning: the base model learns to answer, from the answers alone.
+"""Lesson 6.2 - supervised fine-tuning: the base model learns to answer; of a conversation only the answers are learnt.
 
     python3 part_6/train_sft.py                                    the task families of lesson 6.1, in minutes on a laptop
-    python3 part_6/train_sft.py --data my.jsonl                    one's own conversations, in any form of lesson 6.1
-    python3 part_6/train_sft.py --lora_rank 8 --optimizer adamw --lr 0.005      adapters instead of all weights
+    python3 part_6/train_sft.py --data my.jsonl --out part_6/runs/mine     one's own conversations, in any form of lesson 6.1
+    python3 part_6/train_sft.py --lora_rank 8 --optimizer adamw --out part_6/runs/lora      adapters instead of all weights
     python3 part_6/train_sft.py --resume auto                      go on where it was stopped or killed
 
 It starts from part_4/train.py's base model. The run directory is as there; summary.json also says what share of held-out
-tasks was answered rightly before and after, family by family, and what became of the loss on the base model's own text.
+tasks was answered rightly before and after, family by family, and what became of the loss on the base model's own text. The
+logged loss is that of answers and replayed text together, val_loss that of the answers.
 Left out: several processes, which are as in part_4/train.py.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
 import dataclasses
 import functools
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -32,13 +34,12 @@ from part_4.token_dataset import get_batch
 from part_5.hybrid import after_update, auxiliary_loss
 from part_6.chat_model import load_model, resize_vocabulary
 from part_6.curriculum import draw_batch
+from part_6.evaluation import held_out_tasks
 from part_6.lora import add_lora
 from part_6.prompt_template import chat_tokenizer
 from part_6.sft_config import MAY_CHANGE, RUNS, Config
 from part_6.sft_data import TASKS, base_text, load_examples, make_batch
 from part_6.sft_scores import answer_figures, answer_losses, base_loss, task_scores
-from part_6.task_families import FAMILIES
-from part_6.tasks import make_tasks
 
 
 def main(config):
@@ -48,30 +49,40 @@ def main(config):
     state, path, damages = find_checkpoint(config, MAY_CHANGE)
     for damage in damages:
         tqdm.write(f"{damage}; the one before it is used")
-    base, tokenizer, base_state = load_model(config.base, device, "part_4/train.py")
-    tokenizer = chat_tokenizer(tokenizer)
+    base, base_tokenizer, base_state = load_model(config.base, device, "part_4/train.py")
+    if base.config.positions in ("learned", "sinusoidal") and config.block_size > base.config.block_size:
+        raise InputError(f"--block_size {config.block_size} is more than the {base.config.block_size} positions of "
+                         f"{config.base}")
+    tokenizer = chat_tokenizer(base_tokenizer)
     tqdm.write("making the examples" if config.data == TASKS else f"reading {config.data}")
     examples = load_examples(config.data, config.n_examples, config.seed, config.worked_steps, config.multi_turn, tokenizer,
                              config.block_size)
     if config.batch_size > len(examples.train):
         raise InputError(f"--batch_size {config.batch_size} is more than the {len(examples.train)} conversations there are")
-    if state and state["data_hash"] != examples.sha256:
-        raise InputError(f"{config.out} was started with other conversations than --data {config.data} has now: start anew "
-                         "in another --out")
     replayed = None
     if config.replay:
         try:
-            replayed = tokenizer.encode_to_tensor(base_text(base_state["config"]["data"], "train", 4_000_000))
+            text = base_text(base_state["config"]["data"], "train", 4_000_000)
         except InputError as error:
             raise InputError(f"--replay {config.replay} needs the base model's text, or say --replay 0: {error}") from None
+        replayed = base_tokenizer.encode_to_tensor(text, allow_special=True)  # as the base model read it
+        if len(replayed) <= config.block_size:
+            raise InputError(f"--replay {config.replay}: the base model's text has {len(replayed)} tokens, too few for "
+                             f"--block_size {config.block_size}")
+    data_hash = hashlib.sha256(examples.sha256.encode() + (replayed.numpy().tobytes() if config.replay else b"")).hexdigest()
+    if state and state["data_hash"] != data_hash:
+        raise InputError(f"{config.out} was started with other conversations than --data {config.data} has now, or from "
+                         f"another base model's text than --base {config.base} has: start anew in another --out")
+    tasks = held_out_tasks(config.n_tasks) if config.data == TASKS else []
     with StopRequest() as stop:  # from here on a signal ends the run with a checkpoint
-        return train(config, device, dtype, base, tokenizer, base_state, examples, replayed, state, path, stop)
+        return train(config, device, dtype, base, tokenizer, base_state, examples, replayed, data_hash, tasks, state, path,
+                     stop)
 
 
-def train(config, device, dtype, base, tokenizer, base_state, examples, replayed, resumed, path, stop):
+def train(config, device, dtype, base, tokenizer, base_state, examples, replayed, data_hash, tasks, resumed, path, stop):
     """The run. base, base_state: the model to start from and its checkpoint; tokenizer: with the template's; examples:
-    what `load_examples` gave; replayed: tokens of the base model's text, or None; resumed, path: the checkpoint to go on
-    from, or None; stop: a `StopRequest`."""
+    what `load_examples` gave; replayed: tokens of the base model's text, or None; data_hash: of both; tasks: held out, to
+    be answered before and after; resumed, path: the checkpoint to go on from, or None; stop: a `StopRequest`."""
     out, say, now = Path(config.out), tqdm.write, Progress()
     set_seed(config.seed)
     model = resize_vocabulary(base, tokenizer.vocab_size).to(device).train()
@@ -81,26 +92,25 @@ def train(config, device, dtype, base, tokenizer, base_state, examples, replayed
         add_lora(model, **sizes["lora"]).to(device)
     optimizers = build_optimizers(model, config.optimizer, config.lr, config.beta2, config.weight_decay)
     scaler = grad_scaler(device, dtype)
-    tasks = [] if config.data != TASKS else [  # held out
-        task for family in FAMILIES for task in make_tasks("test", config.n_tasks, families=(family,), distinct=True)]
     if resumed:
+        if resumed["model_config"] != sizes:
+            raise InputError(f"{out} was started from a base model of another shape than --base {config.base}")
         now, before = restore(resumed, model, optimizers, scaler, rank=0), resumed["before"]
         say(f"going on from {path}")
         cut_records(out, now.step)
         if now.best_step == now.step > 0:  # a kill may have come between the save and this
             give_second_name(path, out / "best.pt")
     else:
+        say("what the base model can do")
+        before = {**base_loss(base, base_state, dtype, "before", say), **task_scores(model, tokenizer, tasks, "before")}
         if previous := start_run(config):
             say(f"the run that was in {out} is now in {previous}")
-        say("what the base model can do")
-        before = {**base_loss(base, tokenizer, base_state, dtype, "before", say),
-                  **task_scores(model, tokenizer, tasks, "before")}
     logger = RunLogger(out, config, now.step)
     lengths = [len(inputs) for inputs, _ in examples.train]
 
     def save(is_best):
         save_numbered(out, snapshot(now, model, optimizers, scaler, config=dataclasses.asdict(config), model_config=sizes,
-                                    tokenizer=tokenizer.state(), data_hash=examples.sha256, before=before),
+                                    tokenizer=tokenizer.state(), data_hash=data_hash, before=before),
                       config.keep_last, is_best)
 
     bar = tqdm(total=config.steps, initial=now.step, unit="step", disable=None)
@@ -126,9 +136,10 @@ def train(config, device, dtype, base, tokenizer, base_state, examples, replayed
         set_learning_rate(optimizers, lr)
         chosen = draw_batch(config.curriculum, examples.difficulties, lengths, config.seed, now.step, config.steps,
                             config.batch_size)
-        windows = zip(*get_batch(replayed, config.seed, now.step, config.replay, config.block_size)) if config.replay else ()
+        windows = (list(zip(*get_batch(replayed, config.seed, now.step, config.replay, config.block_size)))
+                   if config.replay else [])
         batch, n_micro = make_batch([examples.train[i] for i in chosen], config.block_size, config.packing, config.max_rows,
-                                    list(windows))
+                                    windows)
         now.tokens += sum(lengths[i] for i in chosen) + config.replay * config.block_size
         batch = batch.to(device)
         loss = accumulate_gradients(model, batch.inputs, batch.targets, n_micro, dtype, scaler,
@@ -139,6 +150,8 @@ def train(config, device, dtype, base, tokenizer, base_state, examples, replayed
         synchronize(device)
         now.skipped = 0 if is_finite else now.skipped + 1
         now.seconds += time.perf_counter() - started
+        if now.skipped:
+            logger.record(now.step, skipped=now.skipped)
         if now.skipped > 20:
             raise InputError(f"loss or gradient was no number {now.skipped} times in a row, at step {now.step}: try a "
                              f"smaller --lr than {config.lr}")
@@ -163,7 +176,7 @@ def train(config, device, dtype, base, tokenizer, base_state, examples, replayed
     summary = {**answer_figures(model, tokenizer, examples.val, config.block_size, dtype), "best_val_loss": now.best,
                "steps": config.steps, "tokens": now.tokens, "params": n_params, "seconds": now.seconds,
                "tokens_per_second": now.tokens / now.seconds, **before,
-               **base_loss(model, tokenizer, base_state, dtype, "after", say),
+               **base_loss(model, base_state, dtype, "after", say),
                **task_scores(model, tokenizer, tasks, "after")}
     logger.finish(summary)
     logger.close()

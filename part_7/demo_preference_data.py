@@ -9,6 +9,7 @@ are written to out/preferences.jsonl: part_7/train_reward_model.py --data learns
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
@@ -112,11 +113,8 @@ def main(config):
     policy, tokenizer, _ = load_model(config.sft, pick_device(config.device))
     if END not in tokenizer.special_ids:
         raise InputError(f"{config.sft} is a base model; make a fine-tuned one with: python3 {TRAINER}")
-    try:
-        labelled = make_pairs(policy, tokenizer, "train", config.n_stories, config.n_exact, config.temperature, config.seed,
-                              N_SAMPLES)
-    except ValueError as error:
-        raise InputError(f"--n_stories {config.n_stories}, --n_exact {config.n_exact}: {error}") from None
+    labelled = make_pairs(policy, tokenizer, "train", config.n_stories, config.n_exact, config.temperature, config.seed,
+                          N_SAMPLES)
     tasks, samples, utilities = sample_stories(policy, tokenizer, config.n_stories, N_SAMPLES, config.seed, "train")
     print_terms(tasks, labelled.pairs)
     counts = print_sources(labelled, config.temperature)
@@ -156,7 +154,7 @@ def main(config):
     lines = path.with_name("preferences.jsonl")
     write_atomically(lines, "".join(as_line(pair) + "\n" for pair in labelled.pairs).encode("utf-8"))
     print(f"{lines}\nlearn from them with: python3 part_7/train_reward_model.py --data "
-          f"{'/'.join(lines.parts[lines.parts.index('part_7'):])}")
+          f"{lines.relative_to(Path(__file__).resolve().parents[1]).as_posix()}")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ from part_6.metrics import bootstrap_interval
 from part_6.prompt_template import END
 from part_6.sft_config import RUNS as SFT_RUNS
 from part_6.tasks import check_story, verify
-from part_7.preference_data import make_pairs
+from part_7.perturbations import SEEN
+from part_7.preference_data import make_pairs, make_prompts
 from part_7.reward_config import RUNS
 from part_7.reward_figures import (
     correlations, pair_rewards, pair_table, perturbation_table, sample_stories, score_stories)
@@ -39,7 +40,7 @@ class Config:
     n_exact: int = option(420, "held-out tasks of the other families, of the pairs")
     n_prompts: int = option(150, "held-out story prompts of all other checks")
     n_samples: int = option(64, "samples for each of them: the greatest n of best-of-n")
-    temperature: float = option(0.4, "the annotator's; near 0 he never errs")
+    temperature: float | None = option(None, "the annotator's; that of the training run if left out")
     seed: int = option(0, "seed of prompts, samples and choices")
     device: str = option("auto", "where to run", DEVICES)
     quick: bool = option(False, QUICK_HELP)
@@ -47,7 +48,7 @@ class Config:
                                  n_stories=14, n_exact=14, n_prompts=14, n_samples=8)
 
     def __post_init__(self):
-        check_positive(self, "n_stories", "n_exact", "temperature")
+        check_positive(self, "n_stories", "n_exact", *(["temperature"] if self.temperature is not None else []))
         if min(self.n_prompts, self.n_samples) < 2:
             raise InputError(f"--n_prompts {self.n_prompts} and --n_samples {self.n_samples} must be at least 2")
 
@@ -77,16 +78,22 @@ def print_tables(pairs, bins, figures, spoilt, best):
     print(f"{'predicted, %':26s}" + "".join(f"{100 * p:8.1f}" for p, _, _ in bins))
     print(f"{'observed, %':26s}" + "".join(f"{100 * share:8.1f}" for _, share, _ in bins))
     print(f"{'pairs':26s}" + "".join(f"{n:8d}" for _, _, n in bins))
-    print(f"mean difference of both: {100 * calibration_error(bins):.1f} %\n\nSpearman's correlation of reward and utility: "
-          f"{figures['spearman']:.3f}\nPearson's of reward and length at fixed utility: "
+    print(f"mean difference of both: {100 * calibration_error(bins):.1f} points\n\n"
+          f"Spearman's correlation of reward and utility: {figures['spearman']:.3f}\n"
+          "Pearson's of reward and length at fixed utility: "
           f"{figures['length_correlation']:+.3f}\n")
-    print(f"{'spoilt answer':26s}{'good one above it, %':>24s}{'drop in reward':>18s}{'in utility':>15s}{'pairs':>8s}")
+    print(f"{'spoilt answer':28s}{'good one above it, %':>24s}{'drop in reward':>18s}{'in utility':>15s}{'pairs':>8s}")
     for name, row in spoilt.items():
-        print(f"{name:26s}{interval(row, 'share'):>24s}{row['drop']:18.2f}{row['gold_drop']:15.2f}{row['n']:8d}")
+        print(f"{mark(name):28s}{interval(row, 'share'):>24s}{row['drop']:18.2f}{row['gold_drop']:15.2f}{row['n']:8d}")
     print(f"\n{'best of n':>9s}{'KL, nats':>12s}{'reward':>10s}{'utility':>10s}{'if chosen by utility':>24s}")
     for n, *columns in best:
         print(f"{n:9d}{best_of_n_kl(n):12.2f}" + "".join(
             f"{column.mean().item():{width}.3f}" for column, width in zip(columns, (10, 10, 24))))
+
+
+def mark(name):
+    """A perturbation's name, with a star if the training pairs hold its kind."""
+    return f"{name} *" if name in SEEN else name
 
 
 def interval(row, name):
@@ -115,7 +122,8 @@ def draw_checks(axes, pairs, bins, rewards, utilities, spearman, spoilt):
               title="the annotator's choice has more reward")
     ax_pairs.plot([100 * row["consistency"] for row in pairs.values()], range(len(pairs)), "|", color=RED, markersize=13,
                   markeredgewidth=2.5)
-    draw_bars(ax_spoilt, spoilt, "share", ORANGE, xlabel="pairs (%)", title="a good story has more reward than ...")
+    draw_bars(ax_spoilt, {mark(name): row for name, row in spoilt.items()}, "share", ORANGE, xlabel="pairs (%)",
+              title="a good story has more reward than ...")
     p, share, n = (np.array(column) for column in zip(*bins))
     by_chance = 196 * np.sqrt(p * (1 - p) / n)  # in percent
     ax_calibration.plot([0, 100], [0, 100], color=BLACK, linewidth=1)
@@ -158,16 +166,14 @@ def main(config):
     policy, policy_tokenizer, _ = load_model(config.sft, device)
     if END not in policy_tokenizer.special_ids:
         raise InputError(f"{config.sft} is a base model; make a fine-tuned one with: python3 part_6/train_sft.py")
-    model, tokenizer, _ = load_reward_model(config.checkpoint, device)
-    try:
-        test = make_pairs(policy, policy_tokenizer, "test", config.n_stories, config.n_exact, config.temperature,
-                          config.seed)
-        tasks, responses, utilities = sample_stories(policy, policy_tokenizer, config.n_prompts, config.n_samples,
-                                                     config.seed + 1)
-    except ValueError as error:
-        raise InputError(f"--n_stories, --n_exact or --n_prompts: {error}") from None
+    model, tokenizer, state = load_reward_model(config.checkpoint, device)
+    temperature = state["config"]["temperature"] if config.temperature is None else config.temperature
+    make_prompts("test", config.n_prompts, 0, config.seed + 1)  # or refuse, before the work begins
+    test = make_pairs(policy, policy_tokenizer, "test", config.n_stories, config.n_exact, temperature, config.seed)
+    tasks, responses, utilities = sample_stories(policy, policy_tokenizer, config.n_prompts, config.n_samples,
+                                                 config.seed + 1)
     chosen, rejected = pair_rewards(model, tokenizer, test.pairs)
-    pairs = pair_table(test.pairs, test.gaps, chosen, rejected, config.temperature)
+    pairs = pair_table(test.pairs, test.gaps, chosen, rejected, temperature)
     bins = calibrate(chosen, rejected, model.gain.item(), config.seed)
     rewards = score_stories(model, tokenizer, tasks, responses)
     figures = correlations(rewards, utilities, responses)
@@ -182,12 +188,12 @@ def main(config):
     print(save_figure(
         fig, figure_path(__file__, "sanity_checks", config.quick), title="What the reward model has learnt",
         caption=f"Top left: of {len(test.pairs):,} held-out pairs, the share in which the annotator's choice has the higher "
-                "reward, by source and family, with 95 % bootstrap intervals; the tick is how often the annotator himself "
-                "chooses the better one; clear: utilities further apart than 0.5. Top right: predicted and observed "
-                "probability that the first of two answers is chosen, in bins; whiskers: where 95 % of the points of a "
-                f"calibrated model would lie. Bottom left: {config.n_prompts} good stories against the same, spoilt in "
-                f"{len(spoilt)} ways; dotted: chance. Bottom right: {utilities.numel():,} stories of the policy, reward "
-                "over utility.", command=command))
+                "reward, by source and family, with 95 % bootstrap intervals, as if pairs were independent; the tick is how "
+                "often the annotator himself chooses the better one; clear: utilities further apart than 0.5. Top right: "
+                "predicted and observed probability that the first of two answers is chosen, in bins; whiskers: where 95 % "
+                f"of the points of a calibrated model would lie. Bottom left: {config.n_prompts} good stories against the "
+                f"same, spoilt in {len(spoilt)} ways; * a kind that the training pairs hold; dotted: chance. Bottom right: "
+                f"{utilities.numel():,} stories of the policy, reward over utility.", command=command))
     fig, axes = plt.subplots(1, 2, figsize=(11, 5.2))
     draw_policy(axes, tasks, responses, rewards, utilities, best)
     print(save_figure(

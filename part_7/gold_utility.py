@@ -47,7 +47,7 @@ def preference_probability(gap, temperature):
 
 
 def consistency(gaps, temperature):
-    """The mean probability that the annotator prefers the better one of two answers: no model that predicts his choices can
-    be right more often. gaps: differences of utility, at least one."""
+    """The mean probability that the annotator prefers the better one of two answers: on average no model that predicts his
+    choices can be right more often. gaps: differences of utility, at least one."""
     gaps = list(gaps)
     return sum(preference_probability(abs(gap), temperature) for gap in gaps) / len(gaps)

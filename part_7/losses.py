@@ -14,13 +14,13 @@ import torch.nn.functional as F
 def bradley_terry_loss(chosen, rejected, margin=0.0, label_smoothing=0.0, centring=0.0):
     """Negative log-likelihood of the choices in nats a pair, a scalar.
 
-    chosen, rejected: (B,) rewards; margin: a number, or (B,), by which the chosen one should be ahead;
-    label_smoothing: the share e of labels that are taken for wrong, (1 - e) l(d) + e l(-d); centring: weight of
-    (r_c + r_r)^2, which keeps rewards around 0 (Eisenstein et al. 2023, section 3). ln 2 for equal rewards without
-    margin.
+    chosen, rejected: (B,) rewards; margin: a number, or (B,), by which the better one should be ahead; label_smoothing:
+    the share e of labels that are taken for wrong, (1 - e) l(d) + e l(-d), d = r_c - r_r; centring: weight of
+    (r_c + r_r)^2, which keeps rewards around 0 (Eisenstein et al. 2023, "Helping or Herding?"). ln 2 for equal rewards
+    without margin and centring.
     """
-    difference = chosen - rejected - margin
-    loss = -(1 - label_smoothing) * F.logsigmoid(difference) - label_smoothing * F.logsigmoid(-difference)
+    lead = chosen - rejected
+    loss = -(1 - label_smoothing) * F.logsigmoid(lead - margin) - label_smoothing * F.logsigmoid(-lead - margin)
     return (loss + centring * (chosen + rejected) ** 2).mean()
 
 

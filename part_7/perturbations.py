@@ -2,7 +2,8 @@
 
 A reward model that has learnt what the annotator values must give the spoilt one less. Each perturbation is a function of a
 story's prompt, a good answer (a text that ended), another story's prompt, and a random.Random; it gives the prompt and the
-Response to be scored instead, or None where it does not apply.
+Response to be scored instead, or None where it does not apply. Those in SEEN are of kinds that the training pairs hold, too
+(sources swapped and spoilt): they say whether it was learnt. The others say whether it carries over.
 """
 
 from part_2.tinyworld import MOODS, parse_sentence, split_sentences
@@ -56,3 +57,4 @@ def _happy_sentences(prompt, text, other, rng):
 PERTURBATIONS = {"words shuffled": _shuffled, "another prompt": _other_prompt, "one word of another prompt": _retold,
                  "last sentence twice": _repeated, "answer twice": _doubled, "cut off": _cut_off, "no end token": _no_end,
                  "empty": _empty, "happy word only": _happy_words, "happy sentence 4 times": _happy_sentences}
+SEEN = ("one word of another prompt", "last sentence twice", "cut off", "no end token")

@@ -1,10 +1,11 @@
 """Lesson 7.1 - preference data: pairs of answers from several sources, with the annotator's choice as the only label.
 
     policy       two samples of the fine-tuned model
-    reference    a reference answer and a sample
-    corrupted    a good answer, and the same with a word swapped, left out or replaced
-    swapped      a good answer, and the good answer to a prompt that differs a little
-    spoilt       a good answer, and the same broken off without its end token, or with a sentence said twice
+    reference    the reference answer and a sample
+    corrupted    the reference, and the same with a word swapped, left out or replaced
+    swapped      a story (the reference, and a sample) and the same with one word of another prompt;
+                 the reference and the answer to another task of its family
+    spoilt       the reference, and the same broken off without its end token, or with a sentence said twice
 
 A reward model is asked about answers that its policy gives, so many pairs are the policy's own; but these seldom miss the
 prompt, and what is never seen is never learnt: hence the other sources. Prompts are those of one split (lesson 6.1).
@@ -14,6 +15,7 @@ import random
 import re
 from typing import NamedTuple
 
+from part_0.cli import InputError
 from part_2.tinyworld import COLOURS, NAMES, PLACES, THINGS, parse_sentence, split_sentences
 from part_6.evaluation import answer
 from part_6.task_families import EXACT
@@ -123,14 +125,23 @@ def sample_responses(model, tokenizer, tasks, n, seed=0, n_new=80):
     return [drawn[i:i + n] for i in range(0, len(drawn), n)]
 
 
+def make_prompts(split, n_stories, n_exact, seed):
+    """`n_stories` stories and `n_exact` tasks of the exact families of a split, two lists. InputError for more than there
+    are."""
+    try:
+        return (make_tasks(split, n_stories, seed, ("story",), distinct=True),
+                make_tasks(split, n_exact, seed, tuple(EXACT), distinct=True))
+    except ValueError as error:
+        raise InputError(f"{n_stories} stories and {n_exact} other tasks are too many: {error}") from None
+
+
 def make_pairs(model, tokenizer, split, n_stories, n_exact, temperature, seed, n_samples=6):
     """Labelled pairs for prompts of a split: `n_stories` stories, `n_exact` tasks of the exact families together.
 
-    model, tokenizer: the policy; temperature: the annotator's.
+    model, tokenizer: the policy; temperature: the annotator's. InputError for more prompts than there are.
     """
     rng = random.Random(f"preferences {split} {seed}")
-    stories = make_tasks(split, n_stories, seed, ("story",), distinct=True)
-    exact = make_tasks(split, n_exact, seed, tuple(EXACT), distinct=True)
+    stories, exact = make_prompts(split, n_stories, n_exact, seed)
     samples = (sample_responses(model, tokenizer, stories, n_samples, seed)
                + sample_responses(model, tokenizer, exact, 2, seed))
     return label(make_candidates([*stories, *exact], samples, rng), temperature, rng)

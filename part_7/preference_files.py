@@ -4,8 +4,8 @@
     {"chosen": "\\n\\nHuman: ...\\n\\nAssistant: ...", "rejected": "\\n\\nHuman: ...\\n\\nAssistant: ..."}
 
 In the second form, that of HH-RLHF (Bai et al. 2022), the prompt is what both dialogues begin with, up to the assistant's
-last answer. A pair of equal answers says nothing, and dialogues that part earlier share no prompt: they are dropped and
-counted. A line that is neither form stops the run before anything is written.
+last answer. A pair of equal answers says nothing, and dialogues that part earlier have no common prompt: they are dropped
+and counted. A line that is neither form stops the run before anything is written.
 """
 
 import collections
@@ -27,7 +27,12 @@ def read_dialogue(text):
     parts = re.split(r"\n\n(Human|Assistant): ?", text)
     if parts[0].strip() or len(parts) < 5:
         raise ValueError('a dialogue is "\\n\\nHuman: ...\\n\\nAssistant: ...", not ' + repr(text[:40]))
-    messages = [{"role": SPEAKERS[speaker], "content": said.strip()} for speaker, said in zip(parts[1::2], parts[2::2])]
+    messages = []
+    for speaker, said in zip(parts[1::2], parts[2::2]):
+        if messages and messages[-1]["role"] == SPEAKERS[speaker]:  # two turns of one in a row become one
+            messages[-1]["content"] += "\n\n" + said.strip()
+        else:
+            messages.append({"role": SPEAKERS[speaker], "content": said.strip()})
     check_messages(messages)
     if messages[-1]["role"] != "assistant":
         raise ValueError("a dialogue ends with the assistant")
@@ -35,13 +40,15 @@ def read_dialogue(text):
 
 
 def read_pair(record):
-    """The Pair of one JSON object, or in one word or two why it is none. ValueError when it has neither form."""
+    """The Pair of one JSON object, or "equal" or "part early" where it makes none. ValueError when it has neither form."""
     if not isinstance(record, dict):
         raise ValueError(f"it is no JSON object, but {record!r}"[:80])
     texts = [record.get(name) for name in ("chosen", "rejected")]
     if not all(isinstance(text, str) for text in texts):
         raise ValueError(f'"chosen" and "rejected" must be texts; the forms are {FORMS}')
     if "prompt" in record:
+        if not isinstance(record["prompt"], str):
+            raise ValueError('"prompt" must be a text')
         for text in texts:
             check_messages(turn(record["prompt"], text))
         prompt = turn(record["prompt"], "")[:1]

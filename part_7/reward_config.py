@@ -20,7 +20,8 @@ MAY_CHANGE = {  # flags that a resumed run may give anew
 
 @dataclass(frozen=True)
 class Config:
-    """All flags of part_7/train_reward_model.py."""
+    """All flags of part_7/train_reward_model.py. With a file of preferences n_stories, n_exact, n_test and temperature play
+    no part."""
 
     sft: str = option(str(SFT_RUNS / "sft" / "best.pt"), "the fine-tuned model, a checkpoint of part_6/train_sft.py")
     data: str = option(POLICY, f"{POLICY}: the fine-tuned model's own answers, judged by the annotator; or a file of "
@@ -85,5 +86,9 @@ class Config:
 
     def loss_options(self):
         """The arguments of the loss, by name."""
-        options = {"centring": self.centring, "margin": self.margin, "label_smoothing": self.label_smoothing or None}
-        return {name: value for name, value in options.items() if value is not None}
+        options = {"centring": self.centring}
+        if self.margin is not None:
+            options["margin"] = self.margin
+        if self.label_smoothing:  # which margin_ranking does not know
+            options["label_smoothing"] = self.label_smoothing
+        return options

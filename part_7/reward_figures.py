@@ -26,10 +26,12 @@ def pair_table(pairs, gaps, chosen, rejected, temperature):
     """A row for all pairs, each source, each family, and the clear pairs: a dict of name -> dict.
 
     gaps: utilities' differences, as of `Labelled`; chosen, rejected: (N,) rewards. accuracy: share of pairs in which the
-    chosen answer has the higher reward; low, high: its 95 % interval; agreement: share in which the truly better one has;
-    consistency: the annotator's; n.
+    chosen answer has the higher reward; low, high: its 95 % interval, as if pairs were independent (those of one prompt
+    share answers, so it is somewhat too narrow); agreement: share in which the truly better one has; consistency: the
+    annotator's; n. Equal rewards count as wrong.
     """
     gaps, ahead = torch.tensor(gaps), chosen > rejected
+    better, worse = torch.where(gaps > 0, chosen, rejected), torch.where(gaps > 0, rejected, chosen)
     groups = {"all": lambda pair, gap: True,
               **{source: lambda pair, gap, source=source: pair.source == source for source in SOURCES},
               "clear": lambda pair, gap: abs(gap) > CLEAR,
@@ -42,7 +44,7 @@ def pair_table(pairs, gaps, chosen, rejected, temperature):
         if own.any():
             low, high = bootstrap_interval([ahead[own].double().tolist()])
             table[name] = {"accuracy": ahead[own].double().mean().item(), "low": low, "high": high,
-                           "agreement": (ahead == (gaps > 0))[own].double().mean().item(),
+                           "agreement": (better > worse)[own].double().mean().item(),
                            "consistency": consistency(gaps[own].tolist(), temperature), "n": int(own.sum())}
     return table
 

@@ -1,10 +1,11 @@
 """Lesson 7.2 - the reward model: a transformer that reads prompt and answer, and gives one number.
 
-    h = encoder(tokens)                     (T, C), every token sees all others: attention without the causal mask
+    h = encoder(tokens)                     (T, C), every token sees those after it, too: no causal mask
     r = gain * (w . pool(h)) + bias         pool: mean over the answer's tokens, or the last token
 
 The blocks and their weights are those of the fine-tuned model; only `w` is new, near zero. Rewards have no natural scale:
-`gain` and `bias`, set after training, give the policy's own samples mean 0 and standard deviation 1.
+`gain` and `bias`, set after training, give the policy's own stories (or the answers of one's own file) mean 0 and standard
+deviation 1.
 """
 
 import dataclasses

@@ -33,7 +33,7 @@ def rank_correlation(x, y):
 def correlation_within(x, y, groups):
     """The correlation of x and y where `groups` is held fixed: of what is left of each after its group's mean is taken off.
 
-    x, y, groups: (N,); numbers of groups are compared exactly. A float.
+    x, y, groups: (N,); equal numbers of groups are one group. A float.
     """
     x, y = (torch.as_tensor(values, dtype=torch.float64).clone() for values in (x, y))
     for group in torch.as_tensor(groups).unique():

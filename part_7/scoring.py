@@ -26,7 +26,7 @@ def encode_response(prompt, response, tokenizer, block_size=None):
 def reward_batch(rows, device="cpu"):
     """What a RewardModel reads: tokens, positions and answer, each (B, T), padded on the right. rows: of
     `encode_response`."""
-    batch = pad(rows).to(device)
+    batch = pad(rows).to(device)  # its "targets" are the rows' is_answer here, and something else in padding
     return batch.inputs, batch.positions, batch.targets == 1
 
 
@@ -46,5 +46,5 @@ def score(model, rows, dtype=torch.float32, batch_size=256):
 
 
 def score_responses(model, tokenizer, prompts, responses):
-    """The rewards of responses to prompts, one each: (N,). prompts, responses: as of `encode_response`."""
+    """The rewards of responses to prompts, one each: (N,); no row is cut. prompts, responses: as of `encode_response`."""
     return score(model, [encode_response(*both, tokenizer) for both in zip(prompts, responses, strict=True)])

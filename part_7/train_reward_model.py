@@ -6,9 +6,10 @@
     python3 part_7/train_reward_model.py --resume auto                 go on where it was stopped or killed
 
 It starts from part_6/train_sft.py's model: its weights become the encoder's, and its samples are what the annotator judges.
-The run directory is as in part_4/train.py; pairs.jsonl holds the pairs it learns from. summary.json says how often held-out
-choices were predicted, and what the reward follows. val_loss is in nats a pair; bits_per_byte is null, as no byte is
-predicted. Left out: several processes, which are as in part_4/train.py.
+The run directory is as in part_4/train.py; train_pairs.jsonl and val_pairs.jsonl hold the pairs that were judged.
+summary.json says how often held-out choices were predicted, and what the reward follows. val_loss is the plain loss of a
+pair, without smoothing, centring and a margin of one's own: in nats for bradley_terry; bits_per_byte is null, as no byte is
+predicted. Left out: several processes, as in part_4/train.py, and the balancing of experts, as in part_6/train_sft.py.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -32,12 +33,13 @@ from part_4.lr_schedule import SCHEDULES
 from part_4.optimizer import build_optimizers, set_learning_rate
 from part_4.run_logger import RunLogger
 from part_4.run_state import Progress, find_checkpoint, restore, snapshot
+from part_6.chat_data import read_lines
 from part_6.chat_model import load_model
 from part_6.curriculum import draw_batch
 from part_6.prompt_template import chat_tokenizer
 from part_7.losses import LOSSES
-from part_7.preference_data import make_pairs
-from part_7.preference_files import as_line, load_preferences
+from part_7.preference_data import make_pairs, make_prompts
+from part_7.preference_files import FORMS, as_line, load_preferences, read_pair
 from part_7.reward_config import MAY_CHANGE, POLICY, RUNS, Config
 from part_7.reward_figures import final_figures, sample_stories, score_stories
 from part_7.reward_model import RewardModel, load_reward_model
@@ -46,8 +48,9 @@ from part_7.scoring import encode_response, reward_batch, score
 N_VAL = 350  # story prompts, and other tasks, of the validation split
 
 
-def load_pairs(config, policy, tokenizer):
-    """The pairs of a run by split: {"train", "val", "test"}; those of the test split only if they come from a file."""
+def load_pairs(config, policy, tokenizer, resumed):
+    """The pairs of a run by split: {"train", "val", "test"}; those of the test split only if they come from a file. resumed:
+    whether the run goes on, with the answers that were judged when it began."""
     if config.data != POLICY:
         pairs, dropped = load_preferences(config.data)
         for reason, n in dropped.items():
@@ -56,11 +59,19 @@ def load_pairs(config, policy, tokenizer):
             raise InputError(f"--data {config.data} has no pairs for {' and '.join(empty)}: of its different prompts 85 % "
                              "are for train, 5 % for val, 10 % for test")
         return pairs
-    tqdm.write(f"the policy answers {config.n_stories + config.n_exact:,} prompts, and the annotator chooses")
+    if resumed:  # sampled anew they might be others, on another device
+        return {split: read_lines(pairs_file(config, split), read_pair, FORMS) for split in ("train", "val")}
     n_val = min(N_VAL, config.n_stories)
-    return {"train": make_pairs(policy, tokenizer, "train", config.n_stories, config.n_exact, config.temperature,
-                                config.seed).pairs,
-            "val": make_pairs(policy, tokenizer, "val", n_val, n_val, config.temperature, config.seed).pairs}
+    sizes = {"train": (config.n_stories, config.n_exact), "val": (n_val, n_val)}
+    make_prompts("test", config.n_test, config.n_test, config.seed)  # or refuse now, not after training
+    tqdm.write(f"the policy answers {sum(map(sum, sizes.values())):,} prompts, and the annotator chooses")
+    return {split: make_pairs(policy, tokenizer, split, *size, config.temperature, config.seed).pairs
+            for split, size in sizes.items()}
+
+
+def pairs_file(config, split):
+    """Where the pairs of a split are kept."""
+    return Path(config.out) / f"{split}_pairs.jsonl"
 
 
 def encode_pairs(pairs, tokenizer, block_size):
@@ -82,7 +93,10 @@ def main(config):
     tokenizer = chat_tokenizer(tokenizer)
     if tokenizer.vocab_size != policy.config.vocab_size:
         raise InputError(f"{config.sft} is a base model; make a fine-tuned one with: python3 part_6/train_sft.py")
-    pairs = load_pairs(config, policy, tokenizer)
+    longest = policy.config.block_size
+    if policy.config.positions in ("learned", "sinusoidal") and config.block_size > longest:
+        raise InputError(f"--block_size {config.block_size} is more than the {longest} positions of {config.sft}")
+    pairs = load_pairs(config, policy, tokenizer, resumed=state is not None)
     encoded = {}
     for split, own in pairs.items():
         encoded[split], n_dropped = encode_pairs(own, tokenizer, config.block_size)
@@ -118,7 +132,8 @@ def train(config, device, dtype, policy, tokenizer, pairs, encoded, data_hash, r
         if previous := start_run(config):
             say(f"the run that was in {out} is now in {previous}")
         if config.data == POLICY:
-            write_atomically(out / "pairs.jsonl", "".join(as_line(pair) + "\n" for pair in pairs["train"]).encode("utf-8"))
+            for split, own in pairs.items():
+                write_atomically(pairs_file(config, split), "".join(as_line(pair) + "\n" for pair in own).encode("utf-8"))
     logger = RunLogger(out, config, now.step)
     lengths = [max(len(ids) for ids, _ in pair) for pair in encoded["train"]]
     facts = dict(config=dataclasses.asdict(config), model_config=model.sizes(), tokenizer=tokenizer.state(),
@@ -133,7 +148,7 @@ def train(config, device, dtype, policy, tokenizer, pairs, encoded, data_hash, r
             chosen, rejected = (score(model, list(rows), dtype) for rows in zip(*encoded["val"]))
             val_loss, accuracy = pair_loss(chosen, rejected).item(), (chosen > rejected).float().mean().item()
             logger.record(now.step, tokens=now.tokens, seconds=now.seconds, val_loss=val_loss, val_accuracy=accuracy)
-            say(f"step {now.step:5d}/{config.steps}   val loss {val_loss:.3f} nats/pair   accuracy {accuracy:.3f}   "
+            say(f"step {now.step:5d}/{config.steps}   val loss {val_loss:.3f}   accuracy {accuracy:.3f}   "
                 f"{now.seconds:5.1f} s")
             is_best = now.step > 0 and val_loss < now.best
             if is_best:
@@ -181,8 +196,11 @@ def train(config, device, dtype, policy, tokenizer, pairs, encoded, data_hash, r
         say(f"stopped at step {now.step}{saved_too}; go on with the same command and --resume auto")
         sys.exit(128 + stop.signal)  # as the shell would call it
 
-    # What later parts will load: the best checkpoint, with the scale that gives the policy's stories mean 0 and spread 1.
+    # What later parts will load: the best checkpoint, with the scale that gives the policy's stories, or the validation
+    # answers of a file, mean 0 and spread 1.
     model, tokenizer, best = load_reward_model(out / "best.pt", device)
+    model.gain.fill_(1.0)  # a run that is resumed at its end may find them set
+    model.bias.zero_()
     if config.data == POLICY:
         say("the policy tells stories, to set the scale")
         tasks, responses, _ = sample_stories(policy, tokenizer, min(N_VAL, config.n_stories), 4, config.seed, "val")

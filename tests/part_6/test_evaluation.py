@@ -192,8 +192,8 @@ def test_the_intervals_are_those_of_each_family_and_of_the_mean_of_families():
     assert means["sort"] == (1.0, 1.0, 1.0) and means["story"] == (0.0, 0.0, 0.0)
 
 
-def test_decode_answer_and_answer_agree_on_names_in_the_text():
-    # What looks like a special token in an answer is shown and counts as text.
+def test_an_answer_stops_at_a_role_s_token_and_has_not_ended():
+    # What follows would be another turn, which nobody asked for.
     user = TOKENIZER.special_ids[ROLES["user"]]
-    assert decode_answer([*b" a", user, END_ID], TOKENIZER) == "a<|user|>"
-    assert answer(scripted_model([ASSISTANT_ID, *b" a", user, END_ID]), TOKENIZER, ["?"]) == [("a<|user|>", True)]
+    assert decode_answer([*b" a", user, *b"b", END_ID], TOKENIZER) == "a"
+    assert answer(scripted_model([ASSISTANT_ID, *b" a", user, *b"b", END_ID]), TOKENIZER, ["?"]) == [("a", False)]

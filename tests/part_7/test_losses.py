@@ -56,8 +56,14 @@ def test_the_ranking_loss_asks_for_a_lead_of_one_and_bradley_terry_for_none_unle
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
 def test_bradley_terry_is_torch_s_cross_entropy_of_a_coin_with_soft_targets(smoothing):
     (chosen, rejected), targets = draw(), torch.full((50,), 1 - smoothing, dtype=torch.float64)
-    expected = F.binary_cross_entropy_with_logits(chosen - rejected - 0.7, targets)
-    torch.testing.assert_close(bradley_terry_loss(chosen, rejected, 0.7, smoothing), expected)
+    expected = F.binary_cross_entropy_with_logits(chosen - rejected, targets)
+    torch.testing.assert_close(bradley_terry_loss(chosen, rejected, 0.0, smoothing), expected)
+
+
+def test_a_label_that_is_taken_for_wrong_asks_for_the_margin_the_other_way_round():
+    chosen, rejected = draw()
+    right, wrong = (bradley_terry_loss(*pair, 0.7) for pair in ((chosen, rejected), (rejected, chosen)))
+    torch.testing.assert_close(bradley_terry_loss(chosen, rejected, 0.7, 0.2), 0.8 * right + 0.2 * wrong)
 
 
 @pytest.mark.parametrize("margin", [0.0, 1.0, 2.5])

@@ -154,8 +154,8 @@ def test_a_run_directory_holds_all_that_was_promised(sft, tmp_path):
     out = tmp_path / "run"
     history = train_reward_model.main(config(sft, out))
     assert {path.name for path in out.iterdir()} == {
-        "config.json", "metrics.jsonl", "tensorboard", "step_00000008.pt", "step_00000012.pt", "best.pt", "pairs.jsonl",
-        "summary.json"}
+        "config.json", "metrics.jsonl", "tensorboard", "step_00000008.pt", "step_00000012.pt", "best.pt",
+        "train_pairs.jsonl", "val_pairs.jsonl", "summary.json"}
     summary = json.loads((out / "summary.json").read_text())
     assert history[:-1] == records(out) and history[-1] == summary
     assert json.loads((out / "config.json").read_text())["n_stories"] == 20
@@ -197,8 +197,8 @@ def test_the_loop_does_what_a_second_loop_written_by_the_book_does(loss, changes
 
     def loss_to_learn(chosen, rejected):
         if loss == "bradley_terry":
-            lead, e = chosen - rejected - (c.margin or 0), c.label_smoothing
-            one = (1 - e) * (1 + (-lead).exp()).log() + e * (1 + lead.exp()).log()
+            lead, margin, e = chosen - rejected, c.margin or 0, c.label_smoothing
+            one = (1 - e) * (1 + (margin - lead).exp()).log() + e * (1 + (margin + lead).exp()).log()
         else:
             one = ((c.margin or 1) - chosen + rejected).clamp(min=0)
         return one + c.centring * (chosen + rejected) ** 2
@@ -273,7 +273,8 @@ def test_a_stopped_and_resumed_run_ends_bit_for_bit_like_one_that_was_not(change
     assert_equal(weights(parts / "best.pt"), weights(whole / "best.pt"))
     assert list(map(without_clock, records(parts))) == list(map(without_clock, records(whole)))
     assert without_clock(history[-1]) == without_clock(json.loads((whole / "summary.json").read_text()))
-    assert (parts / "pairs.jsonl").read_bytes() == (whole / "pairs.jsonl").read_bytes()
+    for name in ("train_pairs.jsonl", "val_pairs.jsonl"):
+        assert (parts / name).read_bytes() == (whole / name).read_bytes()
 
 
 def test_what_a_killed_run_logged_after_its_checkpoint_comes_again_once(sft, tmp_path):
@@ -346,7 +347,7 @@ def test_a_file_of_one_s_own_in_both_forms_is_learnt_and_needs_no_policy(sft, tm
     data, out = own_file(tmp_path / "x.jsonl"), tmp_path / "run"
     summary = train_reward_model.main(config(sft, out, data=str(data), steps=40, lr=1e-2, eval_every=20, save_every=20))[-1]
     assert summary["pairwise_accuracy"] == 1.0 and summary["val_loss"] < 0.2
-    assert not ASKED and not (out / "pairs.jsonl").exists() and not any("agreement" in name for name in summary)
+    assert not ASKED and not (out / "train_pairs.jsonl").exists() and not any("agreement" in name for name in summary)
     said = capsys.readouterr().out
     assert "dropped 2 pairs: both answers are the same" in said and "dropped 1 pairs: no common prompt" in said
     model, tokenizer, _ = load_reward_model(out / "best.pt")
@@ -385,13 +386,34 @@ def test_nothing_but_the_train_pairs_is_trained_on(sft, tmp_path, monkeypatch):
 
 def test_the_pairs_that_a_run_wrote_down_can_be_given_to_data(sft, tmp_path):
     train_reward_model.main(config(sft, tmp_path / "run", n_stories=60, n_test=7))
-    path = tmp_path / "run" / "pairs.jsonl"
+    path = tmp_path / "run" / "train_pairs.jsonl"
     loaded, dropped = train_reward_model.load_preferences(path)
     made, _ = pairs_of(sft, "train", 60, 21)
     assert sorted(map(repr, sum(loaded.values(), []))) == sorted(map(repr, made)) and not dropped
     assert any(not pair.chosen.ended or not pair.rejected.ended for pair in made)
     summary = train_reward_model.main(config(sft, tmp_path / "again", data=str(path)))[-1]
     assert 0 <= summary["pairwise_accuracy"] <= 1 and summary["steps"] == 12
+
+
+def test_a_run_that_goes_on_judges_no_answers_anew(sft, tmp_path, monkeypatch):
+    out = tmp_path / "run"
+    history = train_reward_model.main(config(sft, out))
+    monkeypatch.setattr(train_reward_model, "make_pairs", None)  # on another device the answers might be others
+    for name in ("step_00000012.pt", "best.pt"):
+        (out / name).unlink()
+    again = train_reward_model.main(config(sft, out, resume="yes"))
+    assert without_clock(again[-1]) == without_clock(history[-1])
+    lines = (out / "val_pairs.jsonl").read_text(encoding="utf-8").splitlines()
+    (out / "val_pairs.jsonl").write_text("\n".join(lines[1:]), encoding="utf-8")
+    with pytest.raises(InputError, match="other pairs"):
+        train_reward_model.main(config(sft, out, resume="yes"))
+
+
+@pytest.mark.parametrize("changes", [{"n_test": 5000}, {"n_stories": 40_000}, {"n_exact": 400_000}])
+def test_more_prompts_than_there_are_are_refused_before_training(changes, sft, tmp_path):
+    with pytest.raises(InputError, match="too many"):
+        train_reward_model.main(config(sft, tmp_path / "run", **changes))
+    assert not (tmp_path / "run").exists()
 
 
 def test_resuming_with_other_flags_or_pairs_is_refused_and_nothing_is_lost(sft, tmp_path):
