@@ -157,10 +157,10 @@ def main(config):
     print(f"padding: {len(rows)} rewards of {min(lengths)} to {max(lengths)} tokens, alone and padded to {max(lengths)}, "
           f"differ by at most {gap:.1e}")
 
-    fig, (ax, ax_words) = plt.subplots(1, 2, figsize=(11.5, 6), width_ratios=(5, 7))
-    labels = ["as it is", *(words[k][k - 1] for k in range(1, 5)), "all four"]
+    fig, (ax, ax_words) = plt.subplots(1, 2, figsize=(10.6, 5.6), width_ratios=(5, 7))
+    labels = ["as it is", *(words[k][k - 1] for k in range(1, 5)), "all 4"]
     heatmap(ax, matrices[0], xlabel="what the prompt says instead", ylabel="what the answer says instead", xticks=labels,
-            yticks=labels, fmt="{:+.2f}")
+            yticks=labels, fmt="{:+.1f}")
     ax.set_title(f"reward under six prompts\n{tasks[0].prompt.removeprefix(START)}", parse_math=False)
     titles = [f"{name}: reward {reward(tasks[0], [Response(text)]).item():+.2f}" for name, text in texts.items()]
     image = draw_words(ax_words, titles, texts.values(), shares, max(part.abs().max() for part in shares).item())
