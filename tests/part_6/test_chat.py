@@ -328,7 +328,8 @@ def test_ctrl_c_in_a_running_chat(tmp_path):
     path = save(tmp_path / "sft.pt", endless, TOKENIZER)
     words = ["part_6/chat.py", "--checkpoint", path, "--n_new", str(n_new), "--temperature", "0", "--device", "cpu"]
     process = subprocess.Popen([sys.executable, *words], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
+                               stderr=subprocess.PIPE,  # a background job hands on that Ctrl-C is ignored: undone here
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     try:
         process.stdin.write(b"go on\n")
         process.stdin.flush()
