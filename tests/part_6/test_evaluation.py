@@ -22,7 +22,7 @@ PROMPTS = ["Sort: red cup", "x", "Where is the doll? " * 3, "", "Add 4 and 5", "
 Z = NormalDist().inv_cdf(0.975)
 
 
-def random_model(sizes=SIZES, seed=0):
+def random_model(sizes=SIZES, seed=1):
     """A model with large random weights: what it says depends on all of the prompt, and now and then it ends."""
     torch.manual_seed(seed)
     model = ModernGPT(sizes).eval()
@@ -57,10 +57,10 @@ def scripted_model(ids, tokenizer=TOKENIZER, block_size=128):
 @torch.no_grad()
 def greedy_by_hand(model, ids, n_new):
     """Without batch, cache or early end: the whole text again for every token. Returns (text, ended)."""
-    new = []
-    while len(new) < n_new and END_ID not in new:
+    new, special = [], TOKENIZER.special_ids.values()
+    while len(new) < n_new and not set(special) & set(new):
         new.append(model(torch.tensor([[*ids, *new]]))[0, -1].argmax().item())
-    return TOKENIZER.decode([id for id in new if id != END_ID]).removeprefix(" "), END_ID in new
+    return TOKENIZER.decode([id for id in new if id not in special]).removeprefix(" "), END_ID in new
 
 
 def test_a_scripted_model_says_its_script():

@@ -77,8 +77,9 @@ def test_the_ranking_loss_is_torch_s_own(margin):
 def test_the_gradients_of_bradley_terry_are_the_closed_form(margin, smoothing):
     chosen, rejected = draw()
     of_chosen, of_rejected = torch.autograd.grad(bradley_terry_loss(chosen, rejected, margin, smoothing), (chosen, rejected))
-    d = (chosen - rejected - margin).detach()
-    expected = (-(1 - smoothing) / (1 + d.exp()) + smoothing / (1 + (-d).exp())) / 50  # the mean is over 50 pairs
+    lead = (chosen - rejected).detach()
+    expected = -(1 - smoothing) / (1 + (lead - margin).exp()) + smoothing / (1 + (-lead - margin).exp())
+    expected = expected / 50  # the mean is over 50 pairs
     torch.testing.assert_close(of_chosen, expected)
     torch.testing.assert_close(of_rejected, -expected)
 
