@@ -1,0 +1,41 @@
+"""What the tests of Parts 8 and 9 share: the stages before them, tiny and with random weights, as checkpoints."""
+
+import dataclasses
+
+import torch
+
+from part_2.checkpoint import save_checkpoint
+from part_2.tinyworld_text import tinyworld
+from part_3.modern_config import ModernGPTConfig
+from part_3.modern_gpt import ModernGPT
+from part_4.bpe_tokenizer import BPETokenizer
+from part_4.bpe_training import count_chunks, train_bpe
+from part_6.prompt_template import chat_tokenizer
+from part_7.reward_model import RewardModel
+
+TOKENIZER = chat_tokenizer(BPETokenizer(train_bpe(count_chunks([tinyworld(20_000)]), 400, 1)[1]))
+
+
+def tiny_model(seed=0, **changes):
+    """A ModernGPT of random weights with the tokenizer's vocabulary."""
+    torch.manual_seed(seed)
+    return ModernGPT(ModernGPTConfig(**{**dict(vocab_size=TOKENIZER.vocab_size, block_size=64, n_layer=2, n_head=2, d_model=16,
+                                               qk_norm=True), **changes})).eval()
+
+
+def make_sft(path, model=None):
+    """Write a checkpoint as of part_6/train_sft.py. Returns its path."""
+    model = tiny_model() if model is None else model
+    save_checkpoint(path, {"step": 1, "model": model.state_dict(), "model_config": dataclasses.asdict(model.config),
+                           "tokenizer": TOKENIZER.state(), "config": {}})
+    return path
+
+
+def make_reward_model(path, model=None):
+    """Write a checkpoint as of part_7/train_reward_model.py, whose rewards differ from answer to answer. Returns its path."""
+    if model is None:
+        model = RewardModel(tiny_model(1))
+        model.gain.fill_(20.0)
+    save_checkpoint(path, {"step": 1, "model": model.state_dict(), "model_config": model.sizes(),
+                           "tokenizer": TOKENIZER.state(), "config": {}})
+    return path
