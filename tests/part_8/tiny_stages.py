@@ -19,8 +19,8 @@ TOKENIZER = chat_tokenizer(BPETokenizer(train_bpe(count_chunks([tinyworld(20_000
 def tiny_model(seed=0, **changes):
     """A ModernGPT of random weights with the tokenizer's vocabulary."""
     torch.manual_seed(seed)
-    return ModernGPT(ModernGPTConfig(**{**dict(vocab_size=TOKENIZER.vocab_size, block_size=64, n_layer=2, n_head=2, d_model=16,
-                                               qk_norm=True), **changes})).eval()
+    sizes = dict(vocab_size=TOKENIZER.vocab_size, block_size=64, n_layer=2, n_head=2, d_model=16, qk_norm=True)
+    return ModernGPT(ModernGPTConfig(**{**sizes, **changes})).eval()
 
 
 def make_sft(path, model=None):
@@ -32,7 +32,7 @@ def make_sft(path, model=None):
 
 
 def make_reward_model(path, model=None):
-    """Write a checkpoint as of part_7/train_reward_model.py, whose rewards differ from answer to answer. Returns its path."""
+    """Write a checkpoint as of part_7/train_reward_model.py, whose rewards differ between answers. Returns its path."""
     if model is None:
         model = RewardModel(tiny_model(1))
         model.gain.fill_(20.0)
