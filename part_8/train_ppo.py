@@ -9,9 +9,9 @@ A step: sample prompts -> answer them with a cache -> score the answers -> per-t
 advantages and returns -> some epochs of shuffled minibatches. The policy starts as part_6/train_sft.py's model, which stays
 as the reference, too; the reward model is part_7/train_reward_model.py's. best.pt is the policy alone, as it is at the end.
 
-metrics.jsonl has a line a step: score; gold, the utility that the reward model was made to guess, for looking at only; kl of an
-answer and kl_per_token; entropy; drift, half the squared log ratio of new and old; clip_fraction;
-explained_variance; value_error; length; ended; both gradients' norms; seconds of generation, scoring and learning.
+metrics.jsonl has a line a step: score; gold, the utility that the reward model was made to guess, for looking at only; kl of
+an answer and kl_per_token; entropy; drift, half the squared log ratio of new and old; clip_fraction; explained_variance;
+value_error; length; ended; both gradients' norms; seconds of generation, scoring and learning.
 
 summary.json has the held-out figures before and after. Its val_loss is that of validation tasks' reference answers: it shows
 what is forgotten. Left out: several processes (part_9/train_grpo.py has them) and the balancing of experts.
