@@ -37,27 +37,30 @@ def pad_left(prompts, device=None):
 
 
 def stream(model, prompts, n_new, temperature=1.0, top_k=None, top_p=None, generator=None, stop_ids=(), cache="static",
-           chunk=None):
+           chunk=None, n_samples=1):
     """Continue every prompt, and yield each step's tokens as they come: (B,) int64, `ENDED` for a row that has ended.
 
-    model: a ModernGPT; prompts: B sequences of token ids, or a (B, T) tensor; n_new: most new tokens a row; generator:
+    model: a ModernGPT; prompts: sequences of token ids, or a (P, T) tensor; n_new: most new tokens a row; generator:
     torch.Generator on the model's device; stop_ids: a row ends with the first of these that it draws, which is yielded;
     cache: "static", "rolling", "streaming", or "none" (compute everything anew for every token); chunk: prefill that many
-    tokens at a time, which bounds the memory of long prompts, None for all at once.
+    tokens at a time, which bounds the memory of long prompts, None for all at once; n_samples: continuations of each prompt,
+    side by side among the B = P n_samples rows: a prompt is read once, and its keys and values are copied.
 
     Ends after n_new steps, or when the last row has ended. It is a generator: nothing happens, and no argument is checked,
     before the first token is asked for. Until it ends or is closed the model is in eval mode and its weights must not
     change; then it is in the mode it was in.
     """
-    if n_new < 0 or (chunk is not None and chunk < 1):
-        raise InputError(f"n_new must be 0 or more and chunk at least 1, not {n_new} and {chunk}")
+    if n_new < 0 or n_samples < 1 or (chunk is not None and chunk < 1):
+        raise InputError(f"n_new must be 0 or more, chunk and n_samples at least 1, not {n_new}, {chunk} and {n_samples}")
     device = model.head.weight.device
     tokens, positions = pad_left(prompts, device)
-    B, T = tokens.shape
+    P, T = tokens.shape
+    copies = torch.arange(P, device=device).repeat_interleave(n_samples)  # the prompt of each row, until it has been read
+    B = len(copies)
     stop_ids = torch.tensor(list(stop_ids), dtype=torch.long, device=device)
-    rows = torch.arange(B, device=device)  # the prompt that each row of the batch belongs to
+    rows = torch.arange(B, device=device)  # what each row of the batch is in the caller's order
     going = torch.ones(B, dtype=torch.bool, device=device)  # of these rows
-    kept = None if cache == "none" else model.new_cache(cache, B, T + n_new)
+    kept = None if cache == "none" else model.new_cache(cache, P, T + n_new)
     was_training = model.training
     model.eval()
     try:
@@ -71,7 +74,13 @@ def stream(model, prompts, n_new, temperature=1.0, top_k=None, top_p=None, gener
                     else:
                         for part, where in zip(tokens.split(size, dim=1), parts):
                             hidden = model.hidden_states(part, where, kept)
-                    new = sample(model.head(hidden[:, -1]), temperature, top_k, top_p, generator)
+                    last = hidden[:, -1]
+                    if len(last) < len(going):  # the prompts have been read: from here on each row goes its own way
+                        last, tokens = last[copies], tokens[copies]
+                        positions = None if positions is None else positions[copies]
+                        if kept is not None:
+                            kept.select(copies)
+                    new = sample(model.head(last), temperature, top_k, top_p, generator)
                 new = new.clone()  # an ordinary tensor again, that training may use
                 if not len(stop_ids):
                     yield new
@@ -103,5 +112,5 @@ def generate(model, prompts, n_new, **options):
     """
     steps = list(stream(model, prompts, n_new, **options))
     if not steps:
-        return [torch.empty(0, dtype=torch.long) for _ in prompts]
+        return [torch.empty(0, dtype=torch.long) for _ in range(len(prompts) * options.get("n_samples", 1))]
     return [row[row != ENDED] for row in torch.stack(steps, dim=1)]  # (B, n)

@@ -18,7 +18,6 @@ from part_8.gae import generalised_advantages, masked_mean, whiten
 from part_8.policy import action_log_probs, distributions, divergences, entropies, kept_tokens
 from part_8.rewards import token_rewards
 from part_8.rollout import Rollout
-from part_8.stability import explained_variance
 
 
 class Experience(NamedTuple):
@@ -78,16 +77,14 @@ def rollout_figures(experience):
     """What is logged of an Experience before it is learnt from: a dict of floats, in nats where they are such.
 
     kl: of an answer, the sum of log pi - log pi_ref over its tokens; kl_per_token; entropy, of a token; length, tokens of an
-    answer; ended, the share with an end token; score, score_std; explained_variance, of the values that the advantages were
-    made with.
+    answer; ended, the share with an end token; score, score_std.
     """
     mask, ended = experience.rollout.mask, experience.rollout.ended
     log_ratio = torch.where(mask, experience.log_probs - experience.ref_log_probs, 0.0)
     return {"score": experience.scores.mean().item(), "score_std": experience.scores.std(correction=0).item(),
             "kl": log_ratio.sum(1).mean().item(), "kl_per_token": masked_mean(log_ratio, mask).item(),
             "entropy": masked_mean(experience.entropy, mask).item(),
-            "length": mask.sum(1).float().mean().item(), "ended": ended.float().mean().item(),
-            "explained_variance": explained_variance(experience.values[mask], experience.returns[mask])}
+            "length": mask.sum(1).float().mean().item(), "ended": ended.float().mean().item()}
 
 
 def gold_figures(experience, prompts, tokenizer):

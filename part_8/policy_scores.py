@@ -78,6 +78,14 @@ def answer_scores(answers, when, others=None):
     return scores
 
 
+def family_scores(answers, prompts, when):
+    """{"correct_<when>_<family>": share of right samples} where the prompts are tasks of several families."""
+    groups = {}
+    for prompt, correct in zip(prompts, answers.correct or (), strict=answers.correct is not None):
+        groups.setdefault(prompt.task.family, []).append(correct)
+    return {f"correct_{when}_{family}": statistics.fmean(own) for family, own in groups.items()} if len(groups) > 1 else {}
+
+
 def exact_scores(policy, tokenizer, tasks, when):
     """The share of tasks answered rightly, greedily: {"exact_match_<when>": mean over the exact families, and with each
     family's name behind}."""

@@ -37,14 +37,16 @@ class Rollout(NamedTuple):
         return [row[1:][mask].tolist() for row, mask in zip(self.tokens, self.mask)]
 
 
-def collect(policy, prompts, n_new, stop_ids, temperature=1.0, top_k=None, top_p=None, generator=None):
-    """Sample an answer to each prompt, all in one batch with a cache (lesson 3.4): a Rollout on the policy's device.
+def collect(policy, prompts, n_new, stop_ids, temperature=1.0, top_k=None, top_p=None, generator=None, n_samples=1):
+    """Sample answers to each prompt, all in one batch with a cache (lesson 3.4): a Rollout on the policy's device.
 
     policy: a ModernGPT; prompts: B lists of ids; n_new: most tokens of an answer; stop_ids: tokens that end an answer, of
-    which only the first is its proper end; generator: torch.Generator on the policy's device.
+    which only the first is its proper end; generator: torch.Generator on the policy's device; n_samples: answers to each
+    prompt, side by side.
     """
     answers = generate(policy, prompts, n_new, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator,
-                       stop_ids=stop_ids)
+                       stop_ids=stop_ids, n_samples=n_samples)
+    prompts = [prompt for prompt in prompts for _ in range(n_samples)]
     return as_rollout(prompts, [answer.tolist() for answer in answers], stop_ids[0]).to(policy.head.weight.device)
 
 

@@ -14,7 +14,7 @@ from part_6.chat_model import load_model
 from part_6.evaluation import held_out_tasks
 from part_6.prompt_template import END, chat_tokenizer
 from part_7.reward_model import RewardModel, load_reward_model
-from part_8.policy_scores import answer_scores, exact_scores, sample_answers
+from part_8.policy_scores import answer_scores, exact_scores, family_scores, sample_answers
 from part_8.prompts import TASKS, load_prompts, read_families
 
 
@@ -74,17 +74,22 @@ def load_stages(config, device, needs_reward_model=True):
     return Stages(reference, reward_model, tokenizer, stop_ids, prompts, held_out, tasks, data_hash.hexdigest())
 
 
-def held_out_figures(policy, stages, n_new, seed, when):
+def held_out_figures(policy, stages, n_new, seed, when, reward=None):
     """The figures of a policy on held-out prompts, sampled, and on tasks, greedily: a flat dict of floats.
 
-    n_new: most tokens of an answer; when: "before", for the reference itself, or "after", which adds the comparison with it.
+    n_new: most tokens of an answer; when: "before", for the reference itself, or "after", which adds the comparison with it;
+    reward: called with prompts, texts and whether each ended, gives their rewards where these are not the reward model's.
     """
     figures = {}
     if stages.held_out:
         home, own = (sample_answers(model, stages.reference, stages.reward_model, stages.tokenizer, stages.held_out, n_new,
                                     stages.stop_ids, own_seed)  # another draw, or the first word would often be the same
                      for model, own_seed in ((stages.reference, seed), (policy, seed + 1)))
-        figures |= answer_scores(home, when) if when == "before" else answer_scores(own, when, home)
+        shown = home if when == "before" else own
+        if stages.reward_model is None:
+            shown = shown._replace(rewards=reward(stages.held_out, shown.texts, shown.ended))
+        figures |= answer_scores(shown, when, None if when == "before" else home)
+        figures |= family_scores(shown, stages.held_out, when)
     if stages.tasks:
         figures |= exact_scores(policy, stages.tokenizer, stages.tasks, when)
     return figures

@@ -48,7 +48,7 @@ from part_8.ppo_loss import policy_loss, value_loss
 from part_8.prompts import TASKS
 from part_8.rewards import score_rollout
 from part_8.rollout import collect
-from part_8.stability import RunningSpread, adapted_beta, adapted_length, approximate_kl
+from part_8.stability import RunningSpread, adapted_beta, adapted_length, approximate_kl, explained_variance
 from part_8.stages import held_out_figures, load_stages
 
 
@@ -172,7 +172,9 @@ def train(config, model, stages, resumed, path, stop):
             experience = make_experience(
                 model, stages.reference, rollout, scores / spread.std, beta, config.gamma, config.lam,
                 config.whiten_rewards, config.whiten_advantages, config.temperature, config.top_k, config.top_p, dtype)
-            figures = {**rollout_figures(experience), "score": scores.mean().item(), "beta": beta, "n_new": n_new}
+            mask = rollout.mask
+            figures = {**rollout_figures(experience), "score": scores.mean().item(), "beta": beta, "n_new": n_new,
+                       "explained_variance": explained_variance(experience.values[mask], experience.returns[mask])}
             if figures["score_std"] == 0:
                 say(f"step {now.step}: all answers have the score {figures['score']:.3f}: there is nothing to prefer")
         synchronize(device)

@@ -136,6 +136,24 @@ def test_samples_of_ragged_prompts_are_the_same_for_every_cache_and_chunk(model)
     assert len({len(row) for row in samples[0]}) > 2 and all(sample == samples[0] for sample in samples)
 
 
+@pytest.mark.parametrize("prompts", [PROMPTS, torch.arange(12).view(3, 4)], ids=["ragged", "rectangle"])
+@pytest.mark.parametrize("cache", KINDS)
+def test_samples_of_a_prompt_stand_side_by_side_and_are_those_of_the_prompt_given_as_often(model, cache, prompts):
+    repeated = [prompt for prompt in prompts for _ in range(3)]
+    together, alone = (generate(model, given, 12, generator=torch.Generator().manual_seed(5), stop_ids=(7, 11), cache=cache,
+                                n_samples=n) for given, n in ((prompts, 3), (repeated, 1)))
+    assert lists(together) == lists(alone)
+    assert len({tuple(row) for row in lists(together)[:3]}) > 1  # copies of a prompt draw for themselves
+
+
+def test_a_prompt_is_read_once_however_many_samples_it_gets(model, monkeypatch):
+    widths, passes = [], model.hidden_states
+    monkeypatch.setattr(model, "hidden_states",
+                        lambda tokens, *rest: widths.append(tuple(tokens.shape)) or passes(tokens, *rest))
+    generate(model, PROMPTS[1:3], 3, n_samples=4)
+    assert widths == [(2, 6), (8, 1), (8, 1)]
+
+
 def test_sampling_from_one_candidate_is_greedy(model):
     greedy = lists(generate(model, PROMPTS, 8, **GREEDY))
     for settings in (dict(top_k=1), dict(top_p=1e-6), dict(temperature=1e-5)):
@@ -226,10 +244,10 @@ def test_an_empty_prompt_is_refused(model, prompts):
         generate(model, prompts, 3)
 
 
-@pytest.mark.parametrize("n_new, chunk", [(-1, None), (3, 0), (3, -2)])
-def test_numbers_that_make_no_sense_are_refused(model, n_new, chunk):
-    with pytest.raises(InputError, match=f"{n_new} and {chunk}"):
-        generate(model, PROMPTS, n_new, chunk=chunk)
+@pytest.mark.parametrize("n_new, chunk, n_samples", [(-1, None, 1), (3, 0, 1), (3, -2, 1), (3, None, 0)])
+def test_numbers_that_make_no_sense_are_refused(model, n_new, chunk, n_samples):
+    with pytest.raises(InputError, match=f"{n_new}, {chunk} and {n_samples}"):
+        generate(model, PROMPTS, n_new, chunk=chunk, n_samples=n_samples)
 
 
 def test_an_unknown_cache_is_refused_by_name(model):

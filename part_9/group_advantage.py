@@ -1,0 +1,41 @@
+"""Lessons 9.1 and 9.2 - the group's baseline: an answer is as good as it is better than the others to the same prompt.
+
+    A_i = r_i - mean(r_1 ... r_k)                 or, divided by the group's spread,  A_i / (std(r_1 ... r_k) + eps)
+
+(Shao et al. 2024, "DeepSeekMath", section 4.1.2.) No critic is needed: k answers to one prompt are their own yardstick. The
+mean contains r_i itself, so the gradient is (k - 1) / k of that with the mean of the others as the baseline, in expectation:
+it points the same way. The spread divided by, a prompt that is nearly always or nearly never answered rightly counts as much
+as any other (Liu et al. 2025, "Understanding R1-Zero-Like Training", section 3.1, leave it out for that).
+"""
+
+import torch
+
+EPS = 1e-4  # added to the spread: the root of the mean squared distance from the mean, over k, not k - 1, numbers
+
+
+def group_advantages(rewards, k, normalise=True):
+    """Advantages of answers, (B,); each holds for all tokens of its answer. Equal rewards in a group give exactly 0.
+
+    rewards: (B,), the `k` answers to a prompt side by side; normalise: divide by the group's spread. ValueError for groups
+    of one, whose advantage would always be 0, or a B that is no multiple of k.
+    """
+    groups = as_groups(rewards, k)
+    centred = groups - groups.mean(1, keepdim=True)
+    if normalise:
+        centred = centred / (groups.std(1, keepdim=True, correction=0) + EPS)
+    return torch.where(has_spread(rewards, k)[:, None], centred, 0.0).flatten()  # the mean of equals may be rounded
+
+
+def has_spread(rewards, k):
+    """Whether the rewards in each group differ: (B / k,) bool. A group that does not teaches nothing."""
+    groups = as_groups(rewards, k)
+    return groups.amax(1) > groups.amin(1)
+
+
+def as_groups(rewards, k):
+    """(B,) as (B / k, k). ValueError as of `group_advantages`."""
+    if k < 2:
+        raise ValueError(f"a group needs at least 2 answers, not {k}: the mean of one is the answer's own reward")
+    if len(rewards) % k:
+        raise ValueError(f"{len(rewards)} rewards are no groups of {k}")
+    return rewards.view(-1, k)
