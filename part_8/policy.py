@@ -103,7 +103,8 @@ def action_log_probs(log_probs, tokens):
 
 def entropies(log_probs):
     """The entropy in nats of each distribution: (...) for (..., V) log-probabilities."""
-    return torch.special.entr(log_probs.exp()).sum(-1)  # -p log p, which is 0 where p is
+    finite = torch.where(log_probs == float("-inf"), 0.0, log_probs)  # 0 times infinity, and its gradient, are no numbers
+    return -(log_probs.exp() * finite).sum(-1)
 
 
 def divergences(log_probs, ref_log_probs):

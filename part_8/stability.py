@@ -19,12 +19,13 @@ def adapted_beta(beta, kl, target, horizon, n):
 
 
 def adapted_length(length, kl, target, shortest, longest):
-    """The most tokens of the next answers: a tenth fewer (at least one) where the divergence is above its target, a tenth
-    more below half of it, within `shortest` and `longest`."""
+    """The most tokens of the next answers: a tenth fewer where the divergence is above its target, a tenth more below half
+    of it, a tenth being one token at least, within `shortest` and `longest`."""
+    tenth = -(-length // 10)  # rounded up
     if kl > target:
-        length = math.floor(0.9 * length)
+        length -= tenth
     elif kl < target / 2:
-        length = math.ceil(1.1 * length)
+        length += tenth
     return max(shortest, min(longest, length))
 
 

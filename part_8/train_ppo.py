@@ -148,7 +148,7 @@ def train(config, model, stages, resumed, path, stop):
 
         # 1. The policy answers a batch of prompts.
         clock = [time.perf_counter()]
-        rng = np.random.default_rng([config.seed, now.step])  # of the step alone, so that a resumed run draws the same
+        rng = np.random.default_rng([config.seed % 2**64, now.step])  # of the step alone, so that a resumed run draws the same
         chosen = [prompts[i] for i in draw_batch("uniform", lengths, lengths, config.seed, now.step, config.steps,
                                                  config.batch_size)]
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))
@@ -203,7 +203,8 @@ def train(config, model, stages, resumed, path, stop):
             if config.kl_target:
                 beta = adapted_beta(beta, figures["kl"], config.kl_target, config.kl_horizon, len(chosen))
             if config.kl_length:
-                n_new = adapted_length(n_new, figures["kl"], config.kl_length, 4, config.block_size)
+                n_new = adapted_length(n_new, figures["kl"], config.kl_length, min(4, config.block_size),
+                                       config.block_size)
             logger.sample(now.step, experience.text(0, chosen, stages.tokenizer), score=scores[0].item())
         seconds = dict(zip(("seconds_generation", "seconds_scoring", "seconds_learning"), np.diff(clock).tolist()))
         logger.record(now.step, tokens=now.tokens, seconds=now.seconds, lr=lr, n_updates=len(updates), **figures, **seconds)

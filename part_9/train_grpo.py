@@ -178,7 +178,7 @@ def train(config, device, dtype, process, policy, stages, reward, resumed, path,
         lr = SCHEDULES[config.schedule](now.step, config.steps, config.lr, config.min_lr, config.warmup_steps)
         set_learning_rate([optimizer], lr)
         if groups.answers:
-            rng = np.random.default_rng([config.seed, now.step])  # of the step alone, so that a resumed run draws the same
+            rng = np.random.default_rng([config.seed % 2**64, now.step])  # of the step alone, so that a resumed run draws the same
             updates = learn(policy, optimizer, experience, config, rng, process)
             figures |= {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
         synchronize(device)
