@@ -148,7 +148,7 @@ def train(config, model, stages, resumed, path, stop):
 
         # 1. The policy answers a batch of prompts.
         clock = [time.perf_counter()]
-        rng = np.random.default_rng([config.seed % 2**64, now.step])  # of the step alone, so that a resumed run draws the same
+        rng = np.random.default_rng([config.seed % 2**64, now.step])  # of the step alone: a resumed run draws the same
         chosen = [prompts[i] for i in draw_batch("uniform", lengths, lengths, config.seed, now.step, config.steps,
                                                  config.batch_size)]
         generator = torch.Generator(device).manual_seed(int(rng.integers(2**63)))

@@ -97,10 +97,11 @@ def gather_groups(policy, stages, reward, config, step, process):
         missing = n_groups - len(groups.prompts) // k
         if not missing:
             break
-        drawn = draw_batch("uniform", lengths, lengths, config.seed, step * rounds + attempt, config.steps * rounds, n_groups)
+        drawn = draw_batch("uniform", lengths, lengths, config.seed, step * rounds + attempt, config.steps * rounds,
+                           n_groups)
         asked = [stages.prompts[i] for i in drawn[:missing]]
-        answers = ask(policy, asked, k, config.block_size, stages.stop_ids, config.temperature, [config.seed % 2**64, step, attempt],
-                      chunk, process)
+        answers = ask(policy, asked, k, config.block_size, stages.stop_ids, config.temperature,
+                      [config.seed % 2**64, step, attempt], chunk, process)
         prompts = [prompt for prompt in asked for _ in range(k)]
 
         def judge(rows, prompts=prompts, answers=answers):

@@ -94,8 +94,8 @@ class Config:
         if self.min_lr > self.lr:
             raise InputError(f"--min_lr {self.min_lr} must not be above --lr {self.lr}")
         if self.group_size < 2:
-            raise InputError(f"--group_size must be at least 2, not {self.group_size}: an answer is compared with the others "
-                             "of its group")
+            raise InputError(f"--group_size must be at least 2, not {self.group_size}: an answer is compared with the "
+                             "others of its group")
         for name in ("batch_size", "rollout_size"):
             size = getattr(self, name)
             if size is not None and (size < 1 or size % self.group_size):

@@ -6,9 +6,9 @@
     torchrun --nproc_per_node=2 part_9/train_grpo.py --parallel ddp    several processes, each with a share of every batch
     python3 part_9/train_grpo.py --resume auto                         go on where it was stopped or killed
 
-A step: sample prompts -> k answers to each, the prompt read once -> rewards -> advantages within the groups -> some epochs of
-shuffled minibatches of the clipped loss with the KL penalty in it. There is no critic. Rollout, log-probabilities, clipping,
-run directory and figures are Part 8's; with them, spread is the share of groups whose rewards differ, and best.pt the policy.
+A step: sample prompts -> k answers to each, the prompt read once -> rewards -> advantages within the groups -> some epochs
+of shuffled minibatches of the clipped loss, with the KL penalty in it. There is no critic. Rollout, log-probabilities,
+clipping, run directory and figures are Part 8's; spread is the share of groups whose rewards differ.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -55,8 +55,9 @@ def main(config):
         if device.type == "cuda" and process.world_size > 1:
             device = torch.device("cuda", process.local_rank)
         if config.batch_size % (config.group_size * process.world_size) or config.minibatch_size < process.world_size:
-            raise InputError(f"--batch_size {config.batch_size} must be a multiple of --group_size {config.group_size} times "
-                             f"{process.world_size} processes, and --minibatch_size {config.minibatch_size} one each at least")
+            raise InputError(f"--batch_size {config.batch_size} must be a multiple of --group_size {config.group_size} "
+                             f"times {process.world_size} processes, and --minibatch_size {config.minibatch_size} not be "
+                             "less than these")
         state, path, damages = find_checkpoint(config, MAY_CHANGE)
         for damage in damages if process.is_main else []:
             tqdm.write(f"{damage}; the one before it is used")
@@ -99,8 +100,8 @@ def learn(policy, optimizer, experience, config, rng, process):
                     logits = policy(part.rollout.tokens)
                 log_probs = distributions(logits, config.temperature)
                 new = action_log_probs(log_probs, part.rollout.tokens)
-                losses, clipped = grpo_losses(new, part.log_probs, part.ref_log_probs, part.advantages, config.beta, config.kl,
-                                              config.kl_weighted, config.clip, config.clip_high)
+                losses, clipped = grpo_losses(new, part.log_probs, part.ref_log_probs, part.advantages, config.beta,
+                                              config.kl, config.kl_weighted, config.clip, config.clip_high)
                 if config.entropy_coef:
                     losses = losses - config.entropy_coef * entropies(log_probs)
                 loss = torch.where(part.mask, losses * weights, 0.0).sum()
@@ -178,7 +179,7 @@ def train(config, device, dtype, process, policy, stages, reward, resumed, path,
         lr = SCHEDULES[config.schedule](now.step, config.steps, config.lr, config.min_lr, config.warmup_steps)
         set_learning_rate([optimizer], lr)
         if groups.answers:
-            rng = np.random.default_rng([config.seed % 2**64, now.step])  # of the step alone, so that a resumed run draws the same
+            rng = np.random.default_rng([config.seed % 2**64, now.step])  # of the step alone: a resumed run draws the same
             updates = learn(policy, optimizer, experience, config, rng, process)
             figures |= {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
         synchronize(device)
@@ -187,8 +188,8 @@ def train(config, device, dtype, process, policy, stages, reward, resumed, path,
         now.tokens += sum(map(len, groups.answers))
         now.skipped = 0 if updates and updates[-1]["updated"] else now.skipped + 1
         if now.skipped > 20:
-            raise InputError(f"in {now.skipped} steps in a row nothing could be learnt, up to step {now.step}: a reward, loss "
-                             "or gradient was no number, or no group's rewards differed; look at the last lines of "
+            raise InputError(f"in {now.skipped} steps in a row nothing could be learnt, up to step {now.step}: a reward, "
+                             "loss or gradient was no number, or no group's rewards differed; look at the last lines of "
                              f"{out / 'metrics.jsonl'}")
 
         # 3. What was seen is written down.
