@@ -29,6 +29,8 @@ def clipped_surrogate(new, old, advantages, clip=0.2, clip_high=None):
 def policy_loss(new, old, advantages, mask, clip=0.2, clip_high=None):
     """The mean of `clipped_surrogate` over the tokens of `mask`, and the share of them that is clipped: two scalars. All
     (B, T), mask bool."""
+    # Masked before and not only after: a gradient of 0 times an infinite derivative would be no number.
+    new, old, advantages = (torch.where(mask, x, 0.0) for x in (new, old, advantages))
     losses, clipped = clipped_surrogate(new, old, advantages, clip, clip_high)
     return masked_mean(losses, mask), masked_mean(clipped.float(), mask)
 
@@ -36,6 +38,7 @@ def policy_loss(new, old, advantages, mask, clip=0.2, clip_high=None):
 def value_loss(values, old_values, returns, mask, clip=None):
     """Half the mean squared error of the values, a scalar; with `clip`, the larger one of it and that of values that have
     moved by at most so much from `old_values`. All (B, T), mask bool."""
+    values, old_values, returns = (torch.where(mask, x, 0.0) for x in (values, old_values, returns))
     errors = (values - returns) ** 2
     if clip is not None:
         bounded = old_values + (values - old_values).clamp(-clip, clip)

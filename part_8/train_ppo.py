@@ -175,7 +175,7 @@ def train(config, model, stages, resumed, path, stop):
             mask = rollout.mask
             figures = {**rollout_figures(experience), "score": scores.mean().item(), "beta": beta, "n_new": n_new,
                        "explained_variance": explained_variance(experience.values[mask], experience.returns[mask])}
-            if figures["score_std"] == 0:
+            if (scores == scores[0]).all():
                 say(f"step {now.step}: all answers have the score {figures['score']:.3f}: there is nothing to prefer")
         synchronize(device)
         clock.append(time.perf_counter())

@@ -7,6 +7,7 @@ from typing import ClassVar
 from part_0.cli import QUICK_HELP, InputError, check_positive, option
 from part_0.device import DEVICES
 from part_4.lr_schedule import SCHEDULES
+from part_4.optimizer import OPTIMIZERS
 from part_6.sft_config import RUNS as SFT_RUNS
 from part_7.reward_config import RUNS as REWARD_RUNS
 from part_8.prompts import TASKS, read_families
@@ -53,6 +54,7 @@ class Config:
     clip: float = option(0.2, "the ratio's clip range below 1")
     clip_high: float | None = option(None, "the clip range above 1; the same if left out")
     entropy_coef: float = option(0.0, "weight of the entropy bonus")
+    optimizer: str = option("adamw", "as in part_4/train.py", OPTIMIZERS)
     lr: float = option(2e-4, "highest learning rate")
     min_lr: float = option(2e-5, "learning rate at the end")
     warmup_steps: int = option(0, "steps of linear warm-up")

@@ -24,13 +24,12 @@ from tqdm import tqdm
 from part_0.cli import InputError, run_script
 from part_0.device import autocast, grad_scaler, pick_device, pick_precision, set_seed, synchronize
 from part_2.checkpoint import save_checkpoint
-from part_2.optimization import parameter_groups
 from part_2.run_directory import cut_records, start_run
 from part_4.checkpoint import StopRequest, save_numbered
 from part_4.distributed import from_main, process_group, sum_over_processes, world_size
 from part_4.grad_accumulation import clipped_update
 from part_4.lr_schedule import SCHEDULES
-from part_4.optimizer import set_learning_rate
+from part_4.optimizer import build_optimizers, set_learning_rate
 from part_4.run_logger import RunLogger
 from part_4.run_state import Progress, find_checkpoint, restore, snapshot
 from part_6.chat_model import load_model
@@ -79,9 +78,9 @@ def sum_gradients(model):
             torch.distributed.all_reduce(weight.grad)
 
 
-def learn(policy, optimizer, experience, config, rng, process):
-    """Some epochs of shuffled minibatches, of each of which a process takes its share. rng: a NumPy generator, the same in
-    all processes.
+def learn(policy, optimizers, experience, config, rng, process):
+    """Some epochs of shuffled minibatches, of each of which a process takes its share. optimizers: of `build_optimizers`; rng:
+    a NumPy generator, the same in all processes.
 
     Returns the figures of each update, a list of dicts; updated: whether the weights changed, which they do not where loss
     or gradient is no number.
@@ -110,7 +109,7 @@ def learn(policy, optimizer, experience, config, rng, process):
                         for x in (clipped.float(), approximate_kl(new.detach(), part.log_probs), part.mask.float())]
             sum_gradients(policy)
             total, n_clipped, drift, n_tokens = sum_over_processes([loss.item(), *sums], device)
-            norm, fine = clipped_update(policy, [optimizer], grad_scaler(device, dtype), config.grad_clip, total)
+            norm, fine = clipped_update(policy, optimizers, grad_scaler(device, dtype), config.grad_clip, total)
             updates.append({"loss": total, "clip_fraction": n_clipped / max(n_tokens, 1), "drift": drift / max(n_tokens, 1),
                             "grad_norm": norm, "updated": fine})
     return updates
@@ -126,9 +125,9 @@ def train(config, device, dtype, process, policy, stages, reward, resumed, path,
     now, no_scaler = Progress(), grad_scaler(device, torch.float32)
     set_seed(config.seed)
     policy.train(False)  # no dropout: old and new probabilities would differ by chance
-    optimizer = torch.optim.AdamW(parameter_groups(policy, config.weight_decay), betas=(0.9, config.beta2))
+    optimizers = build_optimizers(policy, config.optimizer, config.lr, config.beta2, config.weight_decay)
     if resumed:
-        now, before = restore(resumed, policy, [optimizer], no_scaler, process.rank), resumed["before"]
+        now, before = restore(resumed, policy, optimizers, no_scaler, process.rank), resumed["before"]
         say(f"going on from {path}")
         if process.is_main:
             cut_records(out, now.step)
@@ -143,7 +142,7 @@ def train(config, device, dtype, process, policy, stages, reward, resumed, path,
                  tokenizer=stages.tokenizer.state(), data_hash=stages.data_hash, before=before)
 
     def save():
-        state = snapshot(now, policy, [optimizer], no_scaler, **facts)
+        state = snapshot(now, policy, optimizers, no_scaler, **facts)
         from_main(process, lambda: save_numbered(out, state, config.keep_last).name)
 
     bar = tqdm(total=config.steps, initial=now.step, unit="step", disable=None if process.is_main else True)
@@ -177,10 +176,10 @@ def train(config, device, dtype, process, policy, stages, reward, resumed, path,
 
         # 2. It learns from them.
         lr = SCHEDULES[config.schedule](now.step, config.steps, config.lr, config.min_lr, config.warmup_steps)
-        set_learning_rate([optimizer], lr)
+        set_learning_rate(optimizers, lr)
         if groups.answers:
             rng = np.random.default_rng([config.seed % 2**64, now.step])  # of the step alone: a resumed run draws the same
-            updates = learn(policy, optimizer, experience, config, rng, process)
+            updates = learn(policy, optimizers, experience, config, rng, process)
             figures |= {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
         synchronize(device)
         clock.append(time.perf_counter())
