@@ -79,8 +79,8 @@ def sum_gradients(model):
 
 
 def learn(policy, optimizers, experience, config, rng, process):
-    """Some epochs of shuffled minibatches, of each of which a process takes its share. optimizers: of `build_optimizers`; rng:
-    a NumPy generator, the same in all processes.
+    """Some epochs of shuffled minibatches, of each of which a process takes its share. rng: a NumPy generator, the same in
+    all processes.
 
     Returns the figures of each update, a list of dicts; updated: whether the weights changed, which they do not where loss
     or gradient is no number.
