@@ -102,5 +102,11 @@ class Config:
                              f"{self.n_prompts} must be in this order, the smallest first")
         if self.kl_target and not self.beta:
             raise InputError("--kl_target needs a --beta above 0: a coefficient of 0 cannot grow by factors")
+        if self.kl_target and self.batch_size >= 5 * self.kl_horizon:
+            raise InputError(f"--kl_horizon {self.kl_horizon} must be above a fifth of --batch_size {self.batch_size}: beta "
+                             "would change its sign")
+        if self.value_warmup >= self.steps:
+            raise InputError(f"--value_warmup {self.value_warmup} must be below --steps {self.steps}: the policy would never "
+                             "learn")
         check_sampling(self.temperature, self.top_k, self.top_p)
         read_families(self.families)

@@ -63,9 +63,11 @@ def load_stages(config, device, needs_reward_model=True):
     if config.batch_size > len(prompts):
         raise InputError(f"--batch_size {config.batch_size} is more than the {len(prompts)} prompts there are")
     longest = max(len(prompt.ids) for prompt in (*prompts, *held_out)) + config.block_size
-    if reference.config.positions in ("learned", "sinusoidal") and longest > reference.config.block_size:
-        raise InputError(f"prompt and answer of up to {longest} tokens do not fit into the {reference.config.block_size} "
-                         f"positions of {config.sft}: try a smaller --block_size")
+    readers = [(config.sft, reference)] + ([(config.reward_model, reward_model.encoder)] if reward_model else [])
+    for path, model in readers:
+        if model.config.positions in ("learned", "sinusoidal") and longest > model.config.block_size:
+            raise InputError(f"prompt and answer of up to {longest} tokens do not fit into the {model.config.block_size} "
+                             f"positions of {path}: try a smaller --block_size")
     data_hash = hashlib.sha256(json.dumps([prompt.ids for prompt in prompts]).encode())
     for model in (reference, reward_model):
         for weight in model.state_dict().values() if model else ():

@@ -20,6 +20,7 @@ import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().par
 
 import dataclasses
 import json
+import math
 import time
 from pathlib import Path
 
@@ -173,8 +174,9 @@ def train(config, model, stages, resumed, path, stop):
                 model, stages.reference, rollout, scores / spread.std, beta, config.gamma, config.lam,
                 config.whiten_rewards, config.whiten_advantages, config.temperature, config.top_k, config.top_p, dtype)
             mask = rollout.mask
-            figures = {**rollout_figures(experience), "score": scores.mean().item(), "beta": beta, "n_new": n_new,
-                       "explained_variance": explained_variance(experience.values[mask], experience.returns[mask])}
+            figures = {**rollout_figures(experience), "score": scores.mean().item(), "beta": beta, "n_new": n_new}
+            if not math.isnan(explained := explained_variance(experience.values[mask], experience.returns[mask])):
+                figures["explained_variance"] = explained
             if (scores == scores[0]).all():
                 say(f"step {now.step}: all answers have the score {figures['score']:.3f}: there is nothing to prefer")
         synchronize(device)

@@ -73,16 +73,17 @@ def shared_out(function, n, process):
     function: takes a slice, gives a tuple of tensors with as many rows; an InputError of one process is raised in all.
     """
     bounds = [n * rank // process.world_size for rank in range(process.world_size + 1)]
-    parts, error = None, None
+    rows, parts, error = slice(*bounds[process.rank:process.rank + 2]), (), None
     try:
-        parts = tuple(part.cpu() for part in function(slice(*bounds[process.rank:process.rank + 2])))
+        if rows.start < rows.stop:  # there may be fewer rows than processes
+            parts = tuple(part.cpu() for part in function(rows))
     except InputError as raised:
         error = str(raised)
     gathered, errors = zip(*gather((parts, error)))
     for error in errors:
         if error is not None:
             raise InputError(error)
-    return tuple(torch.cat(columns) for columns in zip(*gathered))
+    return tuple(torch.cat(columns) for columns in zip(*filter(None, gathered)))
 
 
 def gather_groups(policy, stages, reward, config, step, process):
