@@ -106,7 +106,7 @@ class Config:
             raise InputError(f"--kl_horizon {self.kl_horizon} must be above a fifth of --batch_size {self.batch_size}: beta "
                              "would change its sign")
         if self.value_warmup >= self.steps:
-            raise InputError(f"--value_warmup {self.value_warmup} must be below --steps {self.steps}: the policy would never "
-                             "learn")
+            raise InputError(f"--value_warmup {self.value_warmup} must be below --steps {self.steps}: the policy would "
+                             "never learn")
         check_sampling(self.temperature, self.top_k, self.top_p)
         read_families(self.families)
