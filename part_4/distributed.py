@@ -40,10 +40,11 @@ class Process(NamedTuple):
 
 
 @contextlib.contextmanager
-def process_group(parallel, device_type):
+def process_group(parallel, device_type, script="part_4/train.py"):
     """Context that joins the group of processes which torchrun started, and leaves it at the end. Yields a Process.
 
     parallel: one of PARALLEL, "none" for a single process without a group. device_type: "cpu" (gloo) or "cuda" (NCCL).
+    script: what was started, for messages.
     InputError when the launcher and `parallel` do not fit together, or when another process of the group is gone.
     """
     launched = "TORCHELASTIC_RUN_ID" in os.environ and "RANK" in os.environ
@@ -53,7 +54,7 @@ def process_group(parallel, device_type):
         yield Process()
         return
     if not launched:
-        raise InputError(f"--parallel {parallel} is started with: torchrun --nproc_per_node=2 part_4/train.py "
+        raise InputError(f"--parallel {parallel} is started with: torchrun --nproc_per_node=2 {script} "
                          f"--parallel {parallel}")
     if device_type not in ("cpu", "cuda"):
         raise InputError(f"--parallel {parallel} runs on cpu or cuda, not on {device_type}")

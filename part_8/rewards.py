@@ -9,7 +9,7 @@ the very ids that were sampled: text that is decoded and encoded again need not 
 
 import torch
 
-from part_0.device import autocast
+from part_0.device import autocast, packed_weights
 
 
 @torch.no_grad()
@@ -20,7 +20,7 @@ def score_rollout(model, rollout, no_end_penalty=0.0, dtype=torch.float32):
     """
     answer = torch.zeros_like(rollout.tokens, dtype=torch.bool)
     answer[:, 1:] = rollout.mask
-    with autocast(rollout.tokens.device, dtype):
+    with autocast(rollout.tokens.device, dtype), packed_weights(model):
         scores = model(rollout.tokens, rollout.positions, answer).float()
     return scores - no_end_penalty * ~rollout.ended
 

@@ -44,9 +44,13 @@ def load_fine_tuned(path, device="cpu"):
     return model, tokenizer, (ids[END], *(number for name, number in ids.items() if name != END))
 
 
-def load_stages(config, device, needs_reward_model=True):
-    """The Stages of a run. config: a trainer's, with sft, reward_model, data, families, n_prompts, n_held_out, n_tasks,
-    batch_size, block_size and seed. InputError where a stage is missing or does not fit the others."""
+def load_stages(config, device, needs_reward_model=True, n_asked=None):
+    """The Stages of a run.
+
+    config: a trainer's, with sft, reward_model, data, families, n_prompts, n_held_out, n_tasks, batch_size, block_size and
+    seed; n_asked: prompts of a step, batch_size if left out. InputError where a stage is missing or does not fit the others,
+    or where there are too few prompts.
+    """
     reference, tokenizer, stop_ids = load_fine_tuned(config.sft, device)
     reference.requires_grad_(False)
     reward_model = None
@@ -60,8 +64,9 @@ def load_stages(config, device, needs_reward_model=True):
     prompts = load_prompts(config.data, "rl", config.n_prompts, config.seed, families, tokenizer)
     held_out = (load_prompts(config.data, "test", config.n_held_out, config.seed, families, tokenizer)
                 if config.n_held_out else [])
-    if config.batch_size > len(prompts):
-        raise InputError(f"--batch_size {config.batch_size} is more than the {len(prompts)} prompts there are")
+    n_asked = n_asked or config.batch_size
+    if n_asked > len(prompts):
+        raise InputError(f"--batch_size {config.batch_size} asks {n_asked} prompts a step, and there are {len(prompts)}")
     longest = max(len(prompt.ids) for prompt in (*prompts, *held_out)) + config.block_size
     readers = [(config.sft, reference)] + ([(config.reward_model, reward_model.encoder)] if reward_model else [])
     for path, model in readers:

@@ -29,7 +29,7 @@ import torch
 from tqdm import tqdm
 
 from part_0.cli import InputError, run_script
-from part_0.device import autocast, grad_scaler, pick_device, pick_precision, set_seed, synchronize
+from part_0.device import autocast, grad_scaler, onednn_products, pick_device, pick_precision, set_seed, synchronize
 from part_2.checkpoint import save_checkpoint
 from part_2.optimization import parameter_groups
 from part_2.run_directory import cut_records, start_run
@@ -88,7 +88,7 @@ def learn(model, optimizers, experience, config, rng):
         for rows in torch.from_numpy(rng.permutation(len(experience.scores))).split(config.minibatch_size):
             part = experience.select(rows.to(device))
             tokens, mask = part.rollout.tokens, part.rollout.mask
-            with autocast(device, dtype):
+            with autocast(device, dtype), onednn_products(model):
                 logits, values = model(tokens)
             log_probs = distributions(logits, config.temperature, part.kept)
             new = action_log_probs(log_probs, tokens)

@@ -106,7 +106,7 @@ class Config:
             raise InputError(f"--minibatch_size {self.minibatch_size}, --batch_size {self.batch_size} and --n_prompts "
                              f"times --group_size {self.n_prompts * self.group_size} must be in this order, the smallest "
                              "first")
-        if self.overlong_margin > self.block_size:
+        if self.overlong == "penalty" and self.overlong_margin > self.block_size:
             raise InputError(f"--overlong_margin {self.overlong_margin} is above --block_size {self.block_size}")
         if self.reward == "verifier" and self.data != TASKS:
             raise InputError("--reward verifier is for --data tasks: only they have a verifier")

@@ -9,6 +9,7 @@ GRPO needs no more than numbers that can be compared within a group, so a reward
 
 import importlib.util
 import math
+import sys
 from pathlib import Path
 
 import torch
@@ -26,14 +27,14 @@ def load_function(spec):
     file, _, name = spec.rpartition(":")
     if not file or not Path(file).is_file():
         raise InputError(f"--reward {spec} is none of {', '.join(REWARDS)}, and names no function as FILE.py:NAME")
-    module_spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    module_spec = importlib.util.spec_from_file_location("reward_of_ones_own", file)  # a name that hides no other module
     if module_spec is None:
         raise InputError(f"--reward {spec}: {file} is no Python file")
-    module = importlib.util.module_from_spec(module_spec)
+    module = sys.modules[module_spec.name] = importlib.util.module_from_spec(module_spec)  # dataclasses look there
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:  # whatever stands in a file of others
-        raise InputError(f"--reward {spec}: {file} cannot be run ({type(error).__name__}: {error})") from error
+        raise InputError(f"--reward {spec}: {file} cannot be run ({_in_one_line(error)})") from error
     if not callable(getattr(module, name, None)):
         raise InputError(f"--reward {spec}: {file} has no function {name}")
     return getattr(module, name)
@@ -50,28 +51,35 @@ def call_function(function, prompts, texts):
     prompts: list of Prompt; texts: list of str. InputError names the first prompt and answer for which the function raises
     an error or gives no finite number, or the numbers that do not match where it gives too many or too few.
     """
-    conversations = [prompt.messages for prompt in prompts]
+    def ask(prompts, texts):  # copies, which it may change
+        return list(function([[dict(message) for message in prompt.messages] for prompt in prompts], list(texts)))
+
     try:
-        rewards = list(function(conversations, texts))
-    except Exception:  # of which answer? each alone will tell
+        rewards = ask(prompts, texts)
+    except Exception as error:  # of which answer? each alone will tell
         for prompt, text in zip(prompts, texts):
             try:
-                list(function([prompt.messages], [text]))
-            except Exception as error:
-                raise InputError(f"the reward function raised {type(error).__name__}: {error}, for {_case(prompt, text)}"
-                                 ) from error
-        raise
+                ask([prompt], [text])
+            except Exception as own:
+                raise InputError(f"the reward function raised {_in_one_line(own)}, for {_case(prompt, text)}") from own
+        raise InputError(f"the reward function raised {_in_one_line(error)}, for {len(texts)} answers at once, but for none "
+                         "of them alone") from error
     if len(rewards) != len(texts):
         raise InputError(f"the reward function gave {len(rewards)} numbers for {len(texts)} answers, the first of which is "
                          f"{_case(prompts[0], texts[0])}")
     for reward, prompt, text in zip(rewards, prompts, texts):
         try:
-            is_number = math.isfinite(reward)
-        except (TypeError, ValueError):
+            is_number = math.isfinite(reward) and abs(reward) <= torch.finfo(torch.float32).max
+        except (TypeError, ValueError, OverflowError):
             is_number = False
         if not is_number:
-            raise InputError(f"the reward function gave {reward!r}, which is no finite number, for {_case(prompt, text)}")
+            raise InputError(f"the reward function gave {' '.join(repr(reward).split())}, which is no finite number, for "
+                             f"{_case(prompt, text)}")
     return [float(reward) for reward in rewards]
+
+
+def _in_one_line(error):
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _case(prompt, text):

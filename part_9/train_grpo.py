@@ -22,7 +22,7 @@ import torch
 from tqdm import tqdm
 
 from part_0.cli import InputError, run_script
-from part_0.device import autocast, grad_scaler, pick_device, pick_precision, set_seed, synchronize
+from part_0.device import autocast, grad_scaler, onednn_products, pick_device, pick_precision, set_seed, synchronize
 from part_2.checkpoint import save_checkpoint
 from part_2.run_directory import cut_records, start_run
 from part_4.checkpoint import StopRequest, save_numbered
@@ -50,7 +50,7 @@ def main(config):
     """Train. Returns the history: the dicts of metrics.jsonl in order, the summary last (in rank 0)."""
     device = pick_device(config.device)
     dtype = pick_precision(config.precision, device)
-    with process_group(config.parallel, device.type) as process:
+    with process_group(config.parallel, device.type, "part_9/train_grpo.py") as process:
         if device.type == "cuda" and process.world_size > 1:
             device = torch.device("cuda", process.local_rank)
         if config.batch_size % (config.group_size * process.world_size) or config.minibatch_size < process.world_size:
@@ -60,7 +60,7 @@ def main(config):
         state, path, damages = find_checkpoint(config, MAY_CHANGE)
         for damage in damages if process.is_main else []:
             tqdm.write(f"{damage}; the one before it is used")
-        stages = load_stages(config, device, config.reward == "model")
+        stages = load_stages(config, device, config.reward == "model", config.batch_size // config.group_size)
         reward = Reward(config.reward, stages.tokenizer, stages.reward_model, config.no_end_penalty, dtype)
         if state and state["data_hash"] != stages.data_hash:
             raise InputError(f"{config.out} was started with other prompts, another --sft or another --reward_model than "
@@ -95,7 +95,7 @@ def learn(policy, optimizers, experience, config, rng, process):
             part, weights = experience.select(rows[own]), weights[own]
             loss, sums = torch.zeros((), device=device), [0.0, 0.0, 0]
             if len(weights):
-                with autocast(device, dtype):
+                with autocast(device, dtype), onednn_products(policy):
                     logits = policy(part.rollout.tokens)
                 log_probs = distributions(logits, config.temperature)
                 new = action_log_probs(log_probs, part.rollout.tokens)

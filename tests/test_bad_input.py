@@ -133,6 +133,21 @@ SPECIAL = [  # script, flags, what the line must say
     ("part_7/train_reward_model.py", ["--pooling", "max"], "max"),
     ("part_7/train_reward_model.py", ["--loss", "hinge"], "hinge"),
     ("part_7/train_reward_model.py", ["--n_micro", "41"], "n_micro"),
+    ("part_8/train_ppo.py", ["--sft", "{tmp}/none.pt"], "python3 part_6/train_sft.py"),
+    ("part_8/train_ppo.py", ["--sft", "{tmp}/binary"], "no checkpoint"),
+    ("part_8/train_ppo.py", ["--resume", "yes", "--out", "{tmp}/none"], "no checkpoint"),
+    ("part_8/train_ppo.py", ["--critic", "none"], "none"),
+    ("part_8/train_ppo.py", ["--schedule", "step"], "step"),
+    ("part_8/train_ppo.py", ["--families", "chess"], "chess"),
+    ("part_8/train_ppo.py", ["--minibatch_size", "129"], "minibatch_size"),
+    ("part_8/train_ppo.py", ["--minibatch_size", "0"], "minibatch_size"),
+    ("part_8/train_ppo.py", ["--epochs", "0"], "epochs"),
+    ("part_8/train_ppo.py", ["--temperature", "0"], "temperature"),
+    ("part_8/train_ppo.py", ["--top_p", "0"], "top_p"),
+    ("part_8/train_ppo.py", ["--beta", "-1"], "beta"),
+    ("part_8/train_ppo.py", ["--gamma", "1.5"], "gamma"),
+    ("part_8/train_ppo.py", ["--clip", "1"], "clip"),
+    ("part_8/train_ppo.py", ["--kl_target", "3", "--beta", "0"], "kl_target"),
 ]
 
 
