@@ -97,9 +97,10 @@ def exact_scores(policy, tokenizer, tasks, when):
 def reference_loss(policy, tokenizer, are_tasks, n=480):
     """val_loss and bits_per_byte on the reference answers to validation tasks; None each where the prompts are no tasks, or
     where such do not fit into the model's table of positions."""
-    examples = [shift(*encode_chat(task_conversation(task), tokenizer)) for task in make_tasks("val", n)]
-    longest, config = max(len(inputs) for inputs, _ in examples), policy.config
-    if not are_tasks or (config.positions in ("learned", "sinusoidal") and longest > config.block_size):
+    config, tasks = policy.config, make_tasks("val", n) if are_tasks else []
+    examples = [shift(*encode_chat(task_conversation(task), tokenizer)) for task in tasks]
+    longest = max((len(inputs) for inputs, _ in examples), default=0)
+    if not examples or (config.positions in ("learned", "sinusoidal") and longest > config.block_size):
         return {"val_loss": None, "bits_per_byte": None}
     figures = answer_figures(policy, tokenizer, examples, longest)
     return {name: figures[name] for name in ("val_loss", "bits_per_byte")}
