@@ -4,8 +4,9 @@
 
 (Shao et al. 2024, "DeepSeekMath", section 4.1.2.) No critic is needed: k answers to one prompt are their own yardstick. The
 mean contains r_i itself, so the gradient is (k - 1) / k of that with the mean of the others as the baseline, in expectation:
-it points the same way. The spread divided by, a prompt that is nearly always or nearly never answered rightly counts as much
-as any other (Liu et al. 2025, "Understanding R1-Zero-Like Training", section 3.1, leave it out for that).
+it points the same way, and beta counts k / (k - 1) times beside it. Divided by the spread, all groups' advantages have a
+mean square of 1: prompts that are nearly always or nearly never answered rightly count more than without (Liu et al. 2025,
+"Understanding R1-Zero-Like Training", section 3.1, leave it out for that).
 """
 
 import torch

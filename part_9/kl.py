@@ -6,10 +6,12 @@
     k3 = exp(-d) - 1 + d                                                   KL(pi || ref)                       KL(ref || pi)
     rho k1 and rho k3, rho = pi / pi_old with its gradient                 KL(pi || ref)                       KL(pi || ref)
 
-(Schulman 2020, "Approximating KL Divergence", for the estimators.) As a number to look at, k3 is the best one: unbiased,
-never negative, of little variance. As a loss something else counts: differentiating the estimate leaves out that pi also
-decides what is drawn. k1's gradient is that of log pi, whose expectation is zero: in the loss it is no penalty at all.
-The importance weight rho puts the missing part back, on data of an older policy, too.
+(Schulman 2020, "Approximating KL Divergence", for the estimators.) As a number to look at, k3 is the best one near the
+reference: unbiased, never negative, of little variance; far from it exp(-d) makes it the worst. As a loss something else
+counts: differentiating the estimate leaves out that pi also decides what is drawn. k1's gradient is that of log pi, whose
+expectation is zero: in the loss it is no penalty at all. The importance weight rho puts the missing part back, on data of
+an older policy, too. Made token by token, it is each state's divergence, the states taken as given: what a token does to the
+divergence of later ones only a penalty in the reward counts (lesson 8.2).
 """
 
 ESTIMATORS = ("k1", "k2", "k3")

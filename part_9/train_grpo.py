@@ -99,14 +99,16 @@ def learn(policy, optimizers, experience, config, rng, process):
                     logits = policy(part.rollout.tokens)
                 log_probs = distributions(logits, config.temperature)
                 new = action_log_probs(log_probs, part.rollout.tokens)
-                losses, clipped = grpo_losses(new, part.log_probs, part.ref_log_probs, part.advantages, config.beta,
-                                              config.kl, config.kl_weighted, config.clip, config.clip_high)
+                # masked before and not after: a gradient of 0 times an infinite derivative would be no number
+                new, old, ref = (torch.where(part.mask, x, 0.0) for x in (new, part.log_probs, part.ref_log_probs))
+                losses, clipped = grpo_losses(new, old, ref, part.advantages, config.beta, config.kl, config.kl_weighted,
+                                              config.clip, config.clip_high)
                 if config.entropy_coef:
                     losses = losses - config.entropy_coef * entropies(log_probs)
                 loss = torch.where(part.mask, losses * weights, 0.0).sum()
                 loss.backward()
                 sums = [torch.where(part.mask, x, 0.0).sum().item()
-                        for x in (clipped.float(), approximate_kl(new.detach(), part.log_probs), part.mask.float())]
+                        for x in (clipped.float(), approximate_kl(new.detach(), old), part.mask.float())]
             sum_gradients(policy)
             total, n_clipped, drift, n_tokens = sum_over_processes([loss.item(), *sums], device)
             norm, fine = clipped_update(policy, optimizers, grad_scaler(device, dtype), config.grad_clip, total)

@@ -148,6 +148,20 @@ SPECIAL = [  # script, flags, what the line must say
     ("part_8/train_ppo.py", ["--gamma", "1.5"], "gamma"),
     ("part_8/train_ppo.py", ["--clip", "1"], "clip"),
     ("part_8/train_ppo.py", ["--kl_target", "3", "--beta", "0"], "kl_target"),
+    ("part_9/train_grpo.py", ["--sft", "{tmp}/none.pt"], "python3 part_6/train_sft.py"),
+    ("part_9/train_grpo.py", ["--sft", "{tmp}/binary"], "no checkpoint"),
+    ("part_9/train_grpo.py", ["--resume", "yes", "--out", "{tmp}/none"], "no checkpoint"),
+    ("part_9/train_grpo.py", ["--group_size", "1"], "group_size"),
+    ("part_9/train_grpo.py", ["--batch_size", "100"], "multiple"),
+    ("part_9/train_grpo.py", ["--rollout_size", "12"], "rollout_size"),
+    ("part_9/train_grpo.py", ["--minibatch_size", "256"], "minibatch_size"),
+    ("part_9/train_grpo.py", ["--reward", "verifier", "--data", "{tmp}/short.txt"], "verifier"),
+    ("part_9/train_grpo.py", ["--families", "chess"], "chess"),
+    ("part_9/train_grpo.py", ["--kl", "k4"], "k4"),
+    ("part_9/train_grpo.py", ["--aggregation", "mean"], "mean"),
+    ("part_9/train_grpo.py", ["--overlong", "penalty", "--block_size", "4"], "overlong_margin"),
+    ("part_9/train_grpo.py", ["--resample", "-1"], "resample"),
+    ("part_9/train_grpo.py", ["--clip_high", "0"], "clip_high"),
 ]
 
 
