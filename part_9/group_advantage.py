@@ -1,4 +1,4 @@
-"""Lessons 9.1 and 9.2 - the group's baseline: an answer is as good as it is better than the others to the same prompt.
+"""Lesson 9.1 - the group's baseline: an answer is as good as it is better than the others to the same prompt.
 
     A_i = r_i - mean(r_1 ... r_k)                 or, divided by the group's spread,  A_i / (std(r_1 ... r_k) + eps)
 
