@@ -24,7 +24,8 @@ from part_9.grpo_loss import overlong_penalty
 class Groups(NamedTuple):
     """Answers and their rewards, the k to a prompt side by side. prompts: list of B Prompt; answers: list of B lists of ids;
     scores: (B,) fp32 on the CPU; n_asked, n_spread: groups that were asked for, and those of them whose rewards differ;
-    n_lost: answers of groups that were left out, as a reward was no number."""
+    n_lost: answers of groups that were left out, as a reward was no number; asked_scores: all rewards of the others, also of
+    groups that were not kept."""
 
     prompts: list
     answers: list
@@ -32,6 +33,7 @@ class Groups(NamedTuple):
     n_asked: int
     n_spread: int
     n_lost: int
+    asked_scores: torch.Tensor = torch.empty(0)
 
 
 class GroupExperience(NamedTuple):
@@ -116,7 +118,8 @@ def gather_groups(policy, stages, reward, config, step, process):
         groups = Groups(groups.prompts + [prompt for prompt, is_kept in zip(prompts, kept) if is_kept],
                         groups.answers + [answer for answer, is_kept in zip(answers, kept) if is_kept],
                         torch.cat([groups.scores, scores[torch.tensor(kept)]]), groups.n_asked + missing,
-                        groups.n_spread + int(spread.sum()), groups.n_lost + int((~usable).sum()) * k)
+                        groups.n_spread + int(spread.sum()), groups.n_lost + int((~usable).sum()) * k,
+                        torch.cat([groups.asked_scores, as_groups(scores, k)[usable].flatten()]))
     return groups
 
 

@@ -25,6 +25,7 @@ OVERLONG = ("score", "mask", "penalty")
 class Config:
     """All flags of part_9/train_grpo.py."""
 
+    preset: str = option("stories", "settings that go together; a flag given beside it wins", ("stories", "verifier"))
     sft: str = option(str(SFT_RUNS / "sft" / "best.pt"), "policy and reference, a checkpoint of part_6/train_sft.py")
     reward: str = option("model", f"{', '.join(REWARDS)} (1 for a right answer), or a Python function as FILE.py:NAME")
     reward_model: str = option(str(REWARD_RUNS / "reward_model" / "best.pt"),
@@ -75,6 +76,9 @@ class Config:
     resume: str = option("no", "auto: go on from the newest checkpoint in --out, or start if there is none; yes: go on",
                          ("no", "auto", "yes"))
     quick: bool = option(False, QUICK_HELP)
+    PRESETS: ClassVar[dict] = {
+        "stories": {},
+        "verifier": dict(reward="verifier", families="where", steps=120, beta=0.02, out=str(RUNS / "verifier"))}
     QUICK: ClassVar[dict] = dict(sft=str(SFT_RUNS / "quick" / "best.pt"),
                                  reward_model=str(REWARD_RUNS / "quick" / "best.pt"), out=str(RUNS / "quick"),
                                  n_prompts=40, steps=4, batch_size=16, group_size=4, minibatch_size=8, block_size=12,
