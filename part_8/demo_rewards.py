@@ -105,8 +105,8 @@ def main(config):
           f"penalty {penalties.mean():.3f}, reward {sums.mean():.3f}\nthe answer with the most usual penalty: score "
           f"{experience.scores[row]:.3f}, penalty {penalties[row]:.3f}, reward {sums[row]:.3f}")
     print("".join(f"{word:>9s}" for word in words) + "\n" + "".join(f"{x:9.3f}" for x in rewards))
-    ax_paid.bar(range(len(words)), rewards, color=BLUE, label=f"-{config.beta} x log ratio")
-    ax_paid.bar(len(words) - 1, experience.scores[row], bottom=max(0, rewards[-1].item()), color=ORANGE, hatch="//",
+    ax_paid.bar(range(len(words)), rewards.tolist(), color=BLUE, label=f"-{config.beta} x log ratio")
+    ax_paid.bar(len(words) - 1, experience.scores[row].item(), bottom=max(0, rewards[-1].item()), color=ORANGE, hatch="//",
                 label="score")
     ax_paid.axhline(0, color="black", linewidth=1)
     ax_paid.set_xticks(range(len(words)), words, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
@@ -135,7 +135,7 @@ def main(config):
               f"{moved.mean():+.3f}; the scores have spread {score_rollout(reward_model, rollout).std():.3f}")
         for i, x in sorted(zip(changed, moved.tolist()), key=lambda pair: -abs(pair[1]))[:3]:
             print(f"  {show(rollout.answers()[i], tokenizer)}\n  {show(again[i], tokenizer)}   {x:+.3f}")
-        ax_again.plot(place + np.linspace(-0.25, 0.25, len(moved)), moved, "o", color=PURPLE, markersize=5)
+        ax_again.plot(place + np.linspace(-0.25, 0.25, len(moved)), moved.tolist(), "o", color=PURPLE, markersize=5)
     ax_again.axhline(0, color="black", linewidth=1)
     ax_again.set_xticks(range(len(labels)), labels)
     ax_again.set(xlim=(-0.5, len(labels) - 0.5), xlabel="temperature; answers with other ids", ylabel="change of score",

@@ -37,7 +37,7 @@ class Config:
     top_p: float | None = option(None, "sample from the best tokens of this probability together; all if left out")
     critic: str = option("policy", "what the value network begins as: the policy, the reward model's encoder, or "
                                    "shared: none of its own, a head on the policy", CRITICS)
-    beta: float = option(0.1, "weight of the KL penalty, in reward a nat")
+    beta: float = option(0.15, "weight of the KL penalty, in reward a nat")
     kl_target: float = option(0.0, "nats an answer that beta is adapted to; 0: beta stays")
     kl_horizon: int = option(2000, "answers in which beta may change by a fifth")
     kl_length: float = option(0.0, "nats an answer above which answers are made shorter, below half of it longer; 0: never")
@@ -54,7 +54,7 @@ class Config:
     value_coef: float = option(0.1, "weight of the value loss, where --critic shared")
     entropy_coef: float = option(0.0, "weight of the entropy bonus")
     kl_stop: float = option(0.1, "half the squared log ratio, a token, above which a step's epochs end; 0: never")
-    lr: float = option(2e-4, "highest learning rate of the policy")
+    lr: float = option(3e-4, "highest learning rate of the policy")
     min_lr: float = option(2e-5, "learning rate at the end")
     value_lr: float = option(1e-3, "learning rate of a critic of its own")
     warmup_steps: int = option(0, "steps of linear warm-up")
