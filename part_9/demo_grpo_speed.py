@@ -110,8 +110,8 @@ def main(config):
     floor = floor_seconds(n_weights, config, peak)
 
     totals = seconds.sum(1)
-    print(f"{model.n_params():,} weights; {config.n_groups} prompts of {config.n_prompt} tokens, {config.group_size} answers "
-          f"of {config.n_new} each\na step takes {median.sum():.3f} s (median of {len(seconds)}; {totals.min():.3f} to "
+    print(f"{model.n_params():,} weights; {config.n_groups} prompts of {config.n_prompt} tokens, {config.group_size} "
+          f"answers of {config.n_new} each\na step takes {median.sum():.3f} s (median of {len(seconds)}, {totals.min():.3f} to "
           f"{totals.max():.3f}), {median.sum() / floor.sum():.1f} times the floor of {floor.sum():.3f} s at {peak:.0f} "
           f"GFLOP/s\n{'':20s}{'seconds':>9s}{'floor':>9s}{'times':>8s}")
     for name, own, least in zip(PARTS, median, floor):
