@@ -41,7 +41,7 @@ class Config:
     n_before: int = option(16, "steps before the one that is shown")
     batch_size: int = option(64, "answers a step")
     block_size: int = option(40, "most tokens of an answer")
-    lr: float = option(4e-4, "the policy's learning rate in the step that is shown; before, that of the trainer")
+    lr: float = option(6e-4, "the policy's learning rate in the step that is shown; before, that of the trainer")
     epochs: int = option(6, "times each answer is learnt from in the step that is shown; before, as often as in the trainer")
     seed: int = option(1, "seed of prompts, samples and minibatches")
     quick: bool = option(False, QUICK_HELP)
