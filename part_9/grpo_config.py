@@ -95,8 +95,10 @@ class Config:
                 raise InputError(f"--{name} must not be negative, but is {getattr(self, name)}")
         if not 0 <= self.beta2 < 1:
             raise InputError(f"--beta2 must be in [0, 1), not {self.beta2}")
-        if self.clip >= 1 or (self.clip_high is not None and self.clip_high <= 0):
-            raise InputError(f"--clip {self.clip} must be below 1 and --clip_high {self.clip_high} above 0")
+        if self.clip >= 1:
+            raise InputError(f"--clip must be below 1, not {self.clip}")
+        if self.clip_high is not None and self.clip_high <= 0:
+            raise InputError(f"--clip_high must be above 0, not {self.clip_high}")
         if self.min_lr > self.lr:
             raise InputError(f"--min_lr {self.min_lr} must not be above --lr {self.lr}")
         if self.group_size < 2:

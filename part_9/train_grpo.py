@@ -173,6 +173,7 @@ def train(config, device, dtype, process, policy, stages, reward, resumed, path,
         if groups.answers:
             experience = make_group_experience(policy, stages.reference, groups, config, stages.stop_ids[0], dtype, process)
             figures |= rollout_figures(experience) | gold_figures(experience, groups.prompts, stages.tokenizer)
+        if len(groups.asked_scores):
             figures["score"] = groups.asked_scores.mean().item()  # of groups that were not kept, too
         synchronize(device)
         clock.append(time.perf_counter())
