@@ -103,10 +103,7 @@ def packed_weights(model):
     context is left the weights must not change, and they are held twice. Where gradients are recorded, on other devices and
     in reduced precision everything stays as it was.
     """
-    packed = []
-    if torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"):
-        packed = [module for module in model.modules() if type(module) is torch.nn.Linear
-                  and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32]
+    packed = _fp32_linears(model)
     try:
         for linear in packed:
             weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach())
@@ -117,6 +114,14 @@ def packed_weights(model):
             linear.__dict__.pop("forward", None)  # the class's own again
 
 
+def _fp32_linears(model):
+    """The linear layers that oneDNN could take over: none where it is missing, or where autocast uses it anyhow."""
+    if not torch.backends.mkldnn.is_available() or torch.is_autocast_enabled("cpu"):
+        return []
+    return [module for module in model.modules() if type(module) is torch.nn.Linear
+            and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32]
+
+
 def _packed_linear(linear, weight, x):
     if torch.is_grad_enabled():  # the packed product has no backward pass
         return F.linear(x, linear.weight, linear.bias)
@@ -125,16 +130,13 @@ def _packed_linear(linear, weight, x):
 
 @contextlib.contextmanager
 def onednn_products(model):
-    """Context in which the linear layers of `model` without bias multiply by oneDNN, and in their backward passes, which may
-    come after it; for training in fp32 on a CPU.
+    """Context in which the linear layers of `model` that have no bias multiply by oneDNN, and so do their backward passes,
+    even after the context was left. For training in fp32 on a CPU.
 
-    torch gives fp32 products to MKL, which on AMD's processors reaches half of oneDNN's speed. Nothing is rounded more
-    coarsely. On other devices and in reduced precision everything stays as it was.
+    On x86 torch gives fp32 products to MKL, which reached half of oneDNN's speed on the AMD processor where this was
+    measured. Nothing is rounded more coarsely. On other devices and in reduced precision everything stays as it was.
     """
-    found = []
-    if torch.backends.mkldnn.is_available() and not torch.is_autocast_enabled("cpu"):
-        found = [module for module in model.modules() if type(module) is torch.nn.Linear and module.bias is None
-                 and module.weight.device.type == "cpu" and module.weight.dtype == torch.float32]
+    found = [linear for linear in _fp32_linears(model) if linear.bias is None]
     try:
         for linear in found:
             linear.forward = functools.partial(_multiply, linear)

@@ -3,8 +3,8 @@
 Trains the same small, short run with all details and without one of them at a time, from three seeds; prompts and first
 answers are the same for all variants of a seed. What to see: which curves leave the band of the run with all details, and
 which do not: where bands overlap, these runs do not tell the variants apart. And what the gain costs: bottom right, a policy
-without the KL penalty goes further from home. Some minutes on one core: there are eighteen runs. Each leaves its directory
-in part_8/runs, with curves and a policy to chat with, but without the optimizer's state.
+without the KL penalty goes further from the reference. Some minutes on one core: there are eighteen runs. Each leaves its
+directory in part_8/runs, with curves and a policy to chat with, but without the optimizer's state.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -112,7 +112,7 @@ def main(config):
                    describe(end["entropy"])]
         print(f"{name:24s}" + "".join(f"{column:>{width}s}" for column, width in zip(columns, (24, 26, 24, 24))))
 
-    fig, axes = plt.subplots(2, 3, figsize=(12, 7.4))
+    fig, axes = plt.subplots(2, 3, figsize=(11.5, 7))
     *panels, ax_end = axes.flat
     steps, limits = np.arange(1, config.steps + 1), [table["gold"] for table in figures.values()]
     for ax, name in zip(panels, list(VARIANTS)[1:]):
@@ -123,7 +123,7 @@ def main(config):
     for name, end in ends.items():
         color, marker = STYLES[name]
         ax_end.plot(end["kl"], end["gold"], marker, color=color, markersize=8, alpha=0.8, label=name)
-    ax_end.set(xlabel="KL from home (nats an answer)", ylabel="gold utility", title=f"the last {config.last} steps")
+    ax_end.set(xlabel="KL from the reference (nats an answer)", ylabel="gold utility", title=f"the last {config.last} steps")
     low, high = ax_end.get_ylim()
     ax_end.set_ylim(low - 0.8 * (high - low), high)  # room for the legend, in a frame, or its markers look like runs
     ax_end.legend(fontsize=9, loc="lower right", frameon=True)

@@ -129,7 +129,7 @@ def draw_run(ax, records, best):
         ax.plot([best_of_n_kl(row[0]) for row in best], [row[i + 1] for row in best], color=color, marker=marker,
                 linestyle=":", linewidth=1.2, markersize=8, markerfacecolor="none", label=f"{label}, best of n")
     ax.set_xscale("function", functions=(lambda x: np.sqrt(np.maximum(x, 0)), np.square))
-    ax.set(xlabel="KL from home (nats an answer)", ylabel="mean of a step's answers", xlim=(0, None))
+    ax.set(xlabel="KL from the reference (nats an answer)", ylabel="mean of a step's answers", xlim=(0, None))
 
 
 def along(records, n):
@@ -167,7 +167,7 @@ def main(config):
     tasks, responses, utilities = sample_stories(policy, tokenizer, config.n_prompts, config.n_samples, config.seed)
     runs = dict(zip(checkpoints, in_processes(partial(train_policy, config), list(checkpoints.items()), config.n_process)))
 
-    fig, panels = plt.subplot_mosaic([["weak", "strong", "entropy"], ["texts"] * 3], figsize=(13, 6.6),
+    fig, panels = plt.subplot_mosaic([["weak", "strong", "entropy"], ["texts"] * 3], figsize=(12.6, 6.5),
                                      height_ratios=(3, 1), width_ratios=(4, 4, 3))
     sizes = [2**i for i in range(config.n_samples.bit_length()) if 2**i < config.n_samples] + [config.n_samples]
     for name, records in runs.items():

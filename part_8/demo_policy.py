@@ -42,7 +42,7 @@ class Config:
     lr: float = option(3e-3, "learning rate of the critics")
     eval_every: int = option(8, "steps between measurements")
     n_held_out: int = option(256, "stories to measure on, none of which is learnt from")
-    n_more: int = option(48, "times that the two stories are told on from each word, for the truth")
+    n_more: int = option(48, "times that the two stories are continued from each word, for the truth")
     seed: int = option(1, "seed of prompts and samples")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(sft=str(SFT_RUNS / "quick" / "best.pt"),
@@ -58,8 +58,8 @@ def values(model, tokens):
     return model.value((model.critic or model.policy).hidden_states(tokens))[:, :-1, 0]
 
 
-def told_on(policy, reward_model, prompts, answers, n, n_new, stop_ids, generator):
-    """Scores of answers that are told on from every s_t by the policy: for each answer (its tokens, n). prompts, answers:
+def continued(policy, reward_model, prompts, answers, n, n_new, stop_ids, generator):
+    """Scores of answers that are continued from every s_t by the policy: for each answer (its tokens, n). prompts, answers:
     lists of ids."""
     states = [(i, t) for i, answer in enumerate(answers) for t in range(len(answer)) for _ in range(n)]
     scores = []
@@ -100,7 +100,7 @@ def draw_story(ax, prompt, story, score, truth, models, tokenizer):
         ax.plot(own, color=STYLES[kind][0], linestyle=STYLES[kind][1], label=kind)
     error = 2 * truth.std(1, correction=0) / truth.shape[1] ** 0.5
     ax.errorbar(range(len(story)), truth.mean(1), error, color=BLACK, fmt="o", markersize=4, linewidth=1,
-                label="truth, told on")
+                label="truth, sampled")
     ax.plot(len(story), score, "*", color=BLACK, markersize=14)
     ax.set_xticks(range(len(story) + 1), ["(prompt)", *(tokenizer.decode([id]).strip() for id in story)], rotation=45,
                   ha="right", rotation_mode="anchor", fontsize=10, parse_math=False)
@@ -121,9 +121,9 @@ def main(config):
     held_out, scores, stories = batches[-1], batches[-1][1], batches[-1][0].answers()
     returns = scores.repeat_interleave(torch.tensor([len(story) for story in stories]))  # of every token
     told = torch.cat([torch.arange(len(story)) / len(story) for story in stories])  # the share of its story before it
-    # A story and the same beginning told on once are two draws of the score after s_t: half their squared difference has
+    # A story and the same beginning continued once are two draws of the score after s_t: half their squared difference has
     # the mean Var(score | s_t), which nothing that looks at s_t alone can explain.
-    noise = (torch.cat(told_on(policy, reward_model, test, stories, 1, config.block_size, stop_ids, generator))[:, 0]
+    noise = (torch.cat(continued(policy, reward_model, test, stories, 1, config.block_size, stop_ids, generator))[:, 0]
              - returns) ** 2 / 2
 
     models = {kind: build_actor_critic(config.sft, kind, config.reward_model) for kind in CRITICS}
@@ -143,7 +143,7 @@ def main(config):
             f"{x:7.3f}" for x in by_fifths[kind]))
     print(f"{'at most':12s}" + " " * 7 * (len(at) - 1) + f"{best:7.3f}  |" + "".join(f"{x:7.3f}" for x in best_of_fifths))
 
-    fig, ((ax_steps, ax_good), (ax_place, ax_bad)) = plt.subplots(2, 2, figsize=(13, 8), width_ratios=(2, 3))
+    fig, ((ax_steps, ax_good), (ax_place, ax_bad)) = plt.subplots(2, 2, figsize=(12, 7.4), width_ratios=(2, 3))
     for ax, x, lines, limit in ((ax_steps, at, curves, [best] * len(at)),
                                 (ax_place, range(1, 6), by_fifths, best_of_fifths)):
         ax.plot(x, limit, color=BLACK, linestyle="-.", label="at most")
@@ -155,7 +155,7 @@ def main(config):
     ax_place.legend()
     order = scores.argsort().tolist()
     pair = order[-1], order[0]
-    truths = told_on(policy, reward_model, [test[i] for i in pair], [stories[i] for i in pair], config.n_more,
+    truths = continued(policy, reward_model, [test[i] for i in pair], [stories[i] for i in pair], config.n_more,
                      config.block_size, stop_ids, generator)
     for ax, i, truth in zip((ax_good, ax_bad), pair, truths):
         print(f"score {scores[i]:.2f}: {tokenizer.decode(test[i] + stories[i])}\n"

@@ -100,7 +100,7 @@ def main(config):
     language, reference = ToyLanguage(), TablePolicy(ToyLanguage(), config.world)
     scores = torch.randn(len(language.sequences), generator=torch.Generator().manual_seed(config.world + 100))
     home, seeds = reference.probabilities().detach(), range(config.seed, config.seed + config.n_seed)
-    fig, axes = plt.subplot_mosaic([["surrogate"] * 2 + ["clip"] * 2, ["found"] * 2 + [0.5, 0.1]], figsize=(13, 9))
+    fig, axes = plt.subplot_mosaic([["surrogate"] * 2 + ["clip"] * 2, ["found"] * 2 + [0.5, 0.1]], figsize=(11.6, 8.2))
     draw_surrogate(axes["surrogate"], config.clip)
     print(f"total variation from the best policy of {len(scores)} answers, {config.steps} batches of {config.batch_size}"
           f"\n{'':12s}  before    after, seed {', '.join(map(str, seeds))}")
@@ -119,8 +119,8 @@ def main(config):
         _, learnt, drawn = runs(axes["found"], f"beta {beta}", beta, config.epochs, color=color, linestyle=line)
         best = optimum(home, scores, beta)
         top = best.argmax()
-        print(f"    the best policy's first answer: probability {best[top]:.3f}, in the reference {home[top]:.4f}, drawn "
-              f"{', '.join(f'{n:.0f}' for n in drawn[:, top])} times")
+        print(f"    the best policy's likeliest answer: probability {best[top]:.3f}, in the reference {home[top]:.4f}, "
+              f"drawn {', '.join(f'{n:.0f}' for n in drawn[:, top])} times")
         if beta in axes:
             shown = torch.maximum(best, torch.tensor(learnt.mean(0))).argsort(descending=True)[:4]
             names = ["".join("ab."[token] for token in language.sequences[i]) for i in shown]  # . is the end token
@@ -139,7 +139,7 @@ def main(config):
         caption="Above: the surrogate, shaded where its gradient is 0; and how far PPO is from the best policy with "
                 f"{config.many_epochs} epochs on each batch, clipped and not. Below: {config.epochs} epochs, three betas; "
                 "and the answers that the best policy or PPO gives most often. Lines are means, and bands go from lowest to "
-                f"highest, of {config.n_seed} seeds. At beta 0.1 the best policy's first answer has probability "
+                f"highest, of {config.n_seed} seeds. At beta 0.1 the best policy's likeliest answer has probability "
                 f"{home[top]:.4f} in the reference, and was drawn {drawn[:, top].max():.0f} times at most among the "
                 f"{config.steps * config.batch_size:,} answers of a run.",
         command=command_line(__file__, config)))

@@ -1,6 +1,7 @@
 """Lesson 8.4 - what does one PPO step do to the tokens of an answer?
 
-Takes some steps as part_8/train_ppo.py does, so that the policy has left the reference and the critic knows something. Then
+Takes some steps as part_8/train_ppo.py does (at a constant learning rate, and without whitened rewards, so that they are in
+units of the score), so that the policy has left the reference and the critic knows something. Then
 one more, taken apart: a table, token by token, of what is known of an answer before anything is learnt from it, and of what
 learning changed. For the clipping to be seen, this step has more epochs and a higher learning rate than the trainer's. What
 to see: the reward model speaks at the last token only, yet advantages differ from token to token, as V changes where the
@@ -57,7 +58,7 @@ class Config:
         """The trainer's flags of the steps before; whitened rewards are left out, so that r_t is in units of the score."""
         return PPOConfig(sft=self.sft, reward_model=self.reward_model, batch_size=self.batch_size, seed=self.seed,
                          minibatch_size=min(self.batch_size, DEFAULTS.minibatch_size), block_size=self.block_size,
-                         whiten_rewards=False, n_held_out=0, n_tasks=1)
+                         whiten_rewards=False, n_held_out=0, n_tasks=0)
 
 
 def answer_prompts(model, stages, config, step):

@@ -38,7 +38,7 @@ class Config:
                                "a checkpoint of part_7/train_reward_model.py")
     steps: int = option(8, "steps of PPO, in which the policy drifts")
     batch_size: int = option(64, "answers a step")
-    lr: float = option(1e-3, "learning rate of the policy")
+    lr: float = option(1e-3, "learning rate of policy and value head")
     beta: float = option(0.1, "weight of the KL penalty, in reward a nat")
     no_end_penalty: float = option(1.0, "taken off the score of an answer without end token")
     n_answers: int = option(400, "answers at each temperature")

@@ -15,16 +15,16 @@ from part_0.device import autocast, packed_weights
 from part_6.prompt_template import decode_answer
 from part_7.gold_utility import gold_utility
 from part_8.gae import generalised_advantages, masked_mean, whiten
-from part_8.policy import action_log_probs, distributions, divergences, entropies, kept_tokens
+from part_8.policy import action_log_probs, distributions, entropies, kept_tokens
 from part_8.rewards import token_rewards
 from part_8.rollout import Rollout
 
 
 class Experience(NamedTuple):
     """rollout: Rollout; scores: (B,), as they went into the rewards; all else (B, T - 1), a column a choice. log_probs,
-    ref_log_probs: of policy and reference; values: V; entropy, kl: of the policy's distribution, and its divergence from the
-    reference's; rewards: with the KL penalty, not whitened; advantages, returns: of the rewards that are learnt from; kept:
-    (B, T - 1, V) bool or None, the tokens that top-k and top-p left."""
+    ref_log_probs: of policy and reference; values: V; entropy: of the policy's distribution; rewards: with the KL penalty,
+    not whitened; advantages, returns: of the rewards that are learnt from; kept: (B, T - 1, V) bool or None, the tokens that
+    top-k and top-p left."""
 
     rollout: Rollout
     scores: torch.Tensor
@@ -32,7 +32,6 @@ class Experience(NamedTuple):
     ref_log_probs: torch.Tensor
     values: torch.Tensor
     entropy: torch.Tensor
-    kl: torch.Tensor
     rewards: torch.Tensor
     advantages: torch.Tensor
     returns: torch.Tensor
@@ -61,15 +60,15 @@ def make_experience(model, reference, rollout, scores, beta, gamma=1.0, lam=0.95
         logits, values = model(tokens)
         ref_logits = reference(tokens)
     kept = kept_tokens(logits, tokens, temperature, top_k, top_p)
-    policy, home = (distributions(one, temperature, kept) for one in (logits, ref_logits))
-    log_probs, ref_log_probs = (action_log_probs(one, tokens) for one in (policy, home))
+    policy, ref = (distributions(one, temperature, kept) for one in (logits, ref_logits))
+    log_probs, ref_log_probs = (action_log_probs(one, tokens) for one in (policy, ref))
     values = torch.where(mask, values[:, :-1], 0.0)
     rewards = token_rewards(scores, log_probs, ref_log_probs, mask, beta)
     learnt = whiten(rewards, mask, keep_mean=True) if whiten_rewards else rewards
     advantages, returns = generalised_advantages(learnt, values, mask, gamma, lam)
     if whiten_advantages:
         advantages = whiten(advantages, mask)
-    return Experience(rollout, scores, log_probs, ref_log_probs, values, entropies(policy), divergences(policy, home),
+    return Experience(rollout, scores, log_probs, ref_log_probs, values, entropies(policy),
                       rewards, advantages, returns, kept)
 
 

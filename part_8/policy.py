@@ -1,7 +1,7 @@
 """Lesson 8.1 - policy and critic: what is said next, and what is to be expected of it.
 
     log pi(a_t | s_t) = log_softmax(z_t / temperature)[a_t]        z_t: logits after s_t, the prompt and the answer so far
-    V(s_t) = v . h_t                                               h_t: hidden state after s_t; v is zero at first
+    V(s_t) = v . h_t + c                                           h_t: hidden state after s_t; v and c are zero at first
 
 The policy is the fine-tuned model. Its value head reads the policy's own hidden states, or those of a critic of its own,
 which can learn fast without touching what the policy says. Both work without dropout: it would make the ratio of new and

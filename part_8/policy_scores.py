@@ -47,12 +47,12 @@ def sample_answers(policy, reference, reward_model, tokenizer, prompts, n_new, s
     for start in range(0, len(prompts), batch_size):
         rollout = collect(policy, [one.ids for one in prompts[start:start + batch_size]], n_new, stop_ids,
                           generator=generator)
-        here, home = (distributions(model(rollout.tokens)) for model in (policy, reference))
+        own, ref = (distributions(model(rollout.tokens)) for model in (policy, reference))
         columns["texts"] += [decode_answer(ids, tokenizer) for ids in rollout.answers()]
         columns["ended"] += rollout.ended.tolist()
         columns["rewards"] += (torch.full((len(rollout.ended),), torch.nan) if reward_model is None
                                else score_rollout(reward_model, rollout)).tolist()
-        columns["kl"] += torch.where(rollout.mask, divergences(here, home), 0.0).sum(1).tolist()
+        columns["kl"] += torch.where(rollout.mask, divergences(own, ref), 0.0).sum(1).tolist()
         columns["lengths"] += rollout.mask.sum(1).float().tolist()
     if prompts[0].task is None:
         return Answers(**columns, correct=None, gold=None)

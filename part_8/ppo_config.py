@@ -50,14 +50,15 @@ class Config:
     epochs: int = option(2, "times each answer is learnt from")
     minibatch_size: int = option(64, "answers an update")
     clip: float = option(0.2, "the ratio's clip range, eps")
-    value_clip: float = option(0.2, "how far values may move from the old ones in a step; 0: anywhere")
+    value_clip: float = option(0.2, "values that are further from the old ones than this are pulled no further in a step, "
+                                      "in units of the rewards that are learnt from; 0: no clipping")
     value_coef: float = option(0.1, "weight of the value loss, where --critic shared")
     entropy_coef: float = option(0.0, "weight of the entropy bonus")
     kl_stop: float = option(0.1, "half the squared log ratio, a token, above which a step's epochs end; 0: never")
     lr: float = option(3e-4, "highest learning rate of the policy")
-    min_lr: float = option(2e-5, "learning rate at the end")
+    min_lr: float = option(2e-5, "learning rate of the policy at the end; the critic's falls by the same factor")
     value_lr: float = option(1e-3, "learning rate of a critic of its own")
-    warmup_steps: int = option(0, "steps of linear warm-up")
+    warmup_steps: int = option(0, "steps of linear warm-up, counted from the first, those of --value_warmup too")
     value_warmup: int = option(5, "first steps, in which the critic alone learns")
     schedule: str = option("linear", "the learning rate's course", tuple(SCHEDULES))
     beta2: float = option(0.95, "AdamW's second-moment decay")
@@ -69,8 +70,8 @@ class Config:
     n_tasks: int = option(100, "held-out tasks of each family that are answered greedily before and after; 0 for none")
     seed: int = option(1, "seed of prompts, samples and minibatches")
     device: str = option("auto", "where to run", DEVICES)
-    precision: str = option("fp32", "of the matrix products in scoring and learning; in bf16 the log-probability "
-                                    "of one text differs by a percent from pass to pass", ("fp32", "bf16"))
+    precision: str = option("fp32", "of the matrix products in scoring and learning; in bf16 the probability of a "
+                                    "token differs by about a percent from pass to pass", ("fp32", "bf16"))
     resume: str = option("no", "auto: go on from the newest checkpoint in --out, or start if there is none; yes: go on",
                          ("no", "auto", "yes"))
     quick: bool = option(False, QUICK_HELP)

@@ -1,4 +1,4 @@
-"""Lesson 8.2 - rewards: the reward model's verdict at the end of an answer, and at each token the price of leaving home.
+"""Lesson 8.2 - rewards: the reward model's verdict at the end, and at each token the price of leaving the reference.
 
     r_t = -beta (log pi(a_t | s_t) - log pi_ref(a_t | s_t))  +  [a_t is the last token] score
 

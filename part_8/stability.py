@@ -44,7 +44,7 @@ def explained_variance(values, returns):
 
 @dataclass
 class RunningSpread:
-    """Mean and spread of all numbers so far, of which none is kept (Chan et al. 1983, equation 2.1)."""
+    """Mean and spread of all numbers so far, of which none is kept (Chan et al. 1983)."""
 
     n: int = 0
     mean: float = 0.0

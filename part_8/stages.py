@@ -89,13 +89,15 @@ def held_out_figures(policy, stages, n_new, seed, when, reward=None):
     """
     figures = {}
     if stages.held_out:
-        home, own = (sample_answers(model, stages.reference, stages.reward_model, stages.tokenizer, stages.held_out, n_new,
-                                    stages.stop_ids, own_seed)  # another draw, or the first word would often be the same
-                     for model, own_seed in ((stages.reference, seed), (policy, seed + 1)))
-        shown = home if when == "before" else own
+        def sampled(model, seed):
+            return sample_answers(model, stages.reference, stages.reward_model, stages.tokenizer, stages.held_out, n_new,
+                                  stages.stop_ids, seed)
+
+        ref = sampled(stages.reference, seed)
+        shown = ref if when == "before" else sampled(policy, seed + 1)  # else the first words would often be the same
         if stages.reward_model is None:
             shown = shown._replace(rewards=reward(stages.held_out, shown.texts, shown.ended))
-        figures |= answer_scores(shown, when, None if when == "before" else home)
+        figures |= answer_scores(shown, when, None if when == "before" else ref)
         figures |= family_scores(shown, stages.held_out, when)
     if stages.tasks:
         figures |= exact_scores(policy, stages.tokenizer, stages.tasks, when)

@@ -11,7 +11,8 @@ as the reference, too; the reward model is part_7/train_reward_model.py's. best.
 
 metrics.jsonl has a line a step: score; gold, the utility that the reward model was made to guess, for looking at only; kl of
 an answer and kl_per_token; entropy; drift, half the squared log ratio of new and old; clip_fraction; explained_variance;
-value_error; length; ended; both gradients' norms; seconds of generation, scoring and learning.
+value_error; length; ended; both gradients' norms; seconds of generation, scoring and learning; beta, n_new (the most tokens
+of an answer) and lr of the step; n_updates, and updated, the share of them that changed the weights.
 
 summary.json has the held-out figures before and after. Its val_loss is that of validation tasks' reference answers: it shows
 what is forgotten. Left out: several processes (part_9/train_grpo.py has them) and the balancing of experts.
@@ -71,7 +72,7 @@ def main(config):
 
 def build_optimizers(model, config):
     """AdamW for the policy, and another one for all that only the values depend on."""
-    return [torch.optim.AdamW(parameter_groups(learner, config.weight_decay), betas=(0.9, config.beta2))
+    return [torch.optim.AdamW(parameter_groups(learner, config.weight_decay), betas=(0.9, config.beta2), fused=True)
             for learner in model.learners()]
 
 
@@ -83,6 +84,7 @@ def learn(model, optimizers, experience, config, rng):
     """
     device, updates = experience.scores.device, []
     dtype = pick_precision(config.precision, device)
+    no_scaler = grad_scaler(device, dtype)  # as there is no fp16 here
     for _ in range(config.epochs):
         drifts = []
         for rows in torch.from_numpy(rng.permutation(len(experience.scores))).split(config.minibatch_size):
@@ -98,7 +100,6 @@ def learn(model, optimizers, experience, config, rng):
             loss = (surrogate - config.entropy_coef * entropy
                     + (config.value_coef if model.critic is None else 1.0) * value_error)
             loss.backward()
-            no_scaler = grad_scaler(device, dtype)  # as there is no fp16 here
             (norm, fine), (value_norm, value_fine) = (
                 clipped_update(learner, [optimizer], no_scaler, config.grad_clip, loss.detach())
                 for learner, optimizer in zip(model.learners(), optimizers))
@@ -169,12 +170,13 @@ def train(config, model, stages, resumed, path, stop):
         figures, updates = {}, []
         if chosen:
             if config.scale_scores:
-                spread.add(scores)
+                spread.add(scores)  # else its std stays 1
             experience = make_experience(
                 model, stages.reference, rollout, scores / spread.std, beta, config.gamma, config.lam,
                 config.whiten_rewards, config.whiten_advantages, config.temperature, config.top_k, config.top_p, dtype)
             mask = rollout.mask
-            figures = {**rollout_figures(experience), "score": scores.mean().item(), "beta": beta, "n_new": n_new}
+            figures = {**rollout_figures(experience), "score": scores.mean().item(),
+                       "score_std": scores.std(correction=0).item(), "beta": beta, "n_new": n_new}
             if not math.isnan(explained := explained_variance(experience.values[mask], experience.returns[mask])):
                 figures["explained_variance"] = explained
             if (scores == scores[0]).all():
@@ -202,9 +204,10 @@ def train(config, model, stages, resumed, path, stop):
             figures |= {name: float(np.mean([update[name] for update in updates])) for name in updates[0]}
             figures |= gold_figures(experience, chosen, stages.tokenizer)
             now.tokens += int(rollout.mask.sum())
-            if config.kl_target:
+            moving = now.step >= config.value_warmup  # before, the divergence is 0 whatever beta is
+            if config.kl_target and moving:
                 beta = adapted_beta(beta, figures["kl"], config.kl_target, config.kl_horizon, len(chosen))
-            if config.kl_length:
+            if config.kl_length and moving:
                 n_new = adapted_length(n_new, figures["kl"], config.kl_length, min(4, config.block_size),
                                        config.block_size)
             logger.sample(now.step, experience.text(0, chosen, stages.tokenizer), score=scores[0].item())

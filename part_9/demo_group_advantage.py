@@ -19,9 +19,9 @@ from part_0.cli import QUICK_HELP, InputError, check_positive, command_line, opt
 from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, figure_path, plt, save_figure
 from part_6.task_families import FAMILIES
 from part_6.tasks import make_tasks
+from part_6.sft_config import RUNS as SFT_RUNS
 from part_8.stages import load_fine_tuned
 from part_9.group_advantage import group_advantages, has_spread
-from part_9.grpo_config import SFT_RUNS
 from part_9.pass_at_k import count_right
 
 SIZES = {4: (ORANGE, "-."), 8: (BLUE, "-"), 16: (GREEN, "--")}
@@ -63,6 +63,10 @@ def prompt_weight(p, k, normalise):
 
 def main(config):
     model, tokenizer, _ = load_fine_tuned(config.sft)
+    try:
+        asked = {family: make_tasks("rl", config.n_tasks, config.seed, (family,), distinct=True) for family in FAMILIES}
+    except ValueError as error:
+        raise InputError(f"--n_tasks {config.n_tasks}: {error}") from None
     k, p = config.group_size, torch.linspace(0.005, 0.995, 199, dtype=torch.float64)
     fig, (ax_advantage, ax_weight, ax_spread) = plt.subplots(1, 3, figsize=(13, 4.8))
     for normalise, color, label in ((False, ORANGE, "not divided"), (True, BLUE, "divided")):
@@ -84,8 +88,7 @@ def main(config):
         ax_spread.plot(p, p**size + (1 - p) ** size, color=color, linestyle=line, label=f"k = {size}")
     print(f"\n{'family':>9s}   right   groups alike of {config.n_tasks}   expected with one p   all right   all wrong")
     total = 0.0
-    for family in FAMILIES:
-        tasks = make_tasks("rl", config.n_tasks, config.seed, (family,), distinct=True)
+    for family, tasks in asked.items():
         right = torch.tensor(count_right(model, tokenizer, tasks, k, seed=config.seed))
         rewards = (torch.arange(k) < right[:, None]).float()
         share, alike = rewards.mean().item(), 1 - has_spread(rewards.flatten(), k).float().mean().item()

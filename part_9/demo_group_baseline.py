@@ -18,10 +18,10 @@ from part_0.cli import QUICK_HELP, InputError, check_positive, command_line, opt
 from part_0.device import set_seed
 from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, figure_path, plt, save_figure
 from part_3.generate import generate
+from part_6.sft_config import RUNS as SFT_RUNS
 from part_8.stages import load_fine_tuned
 from part_8.toy_language import TablePolicy, ToyLanguage
 from part_9.group_advantage import group_advantages
-from part_9.grpo_config import SFT_RUNS
 
 BASELINES = {"none": (PURPLE, ":"), "batch's mean": (ORANGE, "-."), "group's mean": (BLUE, "-"),
              "exact value": (BLACK, "--")}

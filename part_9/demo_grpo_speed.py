@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from part_0.cli import QUICK_HELP, check_positive, command_line, option, run_script
+from part_0.cli import QUICK_HELP, InputError, check_positive, command_line, option, run_script
 from part_0.device import describe, set_seed
 from part_0.plotting import BLUE, GREEN, ORANGE, figure_path, plt, save_figure
 from part_3.modern_gpt import ModernGPT, ModernGPTConfig
@@ -45,7 +45,7 @@ class Config:
     n_prompt: int = option(16, "tokens of a prompt")
     n_new: int = option(32, "tokens of an answer")
     steps: int = option(50, "steps")
-    lr: float = option(1e-3, "learning rate")
+    lr: float = option(1e-3, "learning rate, constant")
     n_seed: int = option(3, "seeds, i.e. runs")
     seed: int = option(1, "the first seed")
     quick: bool = option(False, QUICK_HELP)
@@ -53,6 +53,8 @@ class Config:
 
     def __post_init__(self):
         check_positive(self, "n_groups", "n_prompt", "n_new", "n_seed")
+        if self.steps < 2:
+            raise InputError(f"--steps must be at least 2, not {self.steps}: the first one warms up")
         self.sizes(), self.grpo(self.seed)
 
     def sizes(self):
@@ -61,7 +63,7 @@ class Config:
     def grpo(self, seed):
         size = self.n_groups * self.group_size
         return GRPOConfig(batch_size=size, minibatch_size=size, group_size=self.group_size, epochs=1, beta=0.0, lr=self.lr,
-                          min_lr=0.0, steps=self.steps, block_size=self.n_new, seed=seed)
+                          min_lr=self.lr, steps=self.steps, block_size=self.n_new, seed=seed)
 
 
 def train(config, seed, bar):
@@ -75,14 +77,14 @@ def train(config, seed, bar):
         prompts = [Prompt([], torch.randint(config.vocab_size, (config.n_prompt,)).tolist(), None)
                    for _ in range(config.n_groups)]
         clock = [time.perf_counter()]
-        answers = ask(policy, prompts, config.group_size, config.n_new, (config.vocab_size,), 1.0, [seed, step],
+        answers = ask(policy, prompts, config.group_size, config.n_new, (config.vocab_size,), 1.0, [seed % 2**64, step],
                       config.n_groups, process)  # no token has this number: nothing ends an answer
         scores = (torch.tensor(answers) == PAID).float().mean(1)
         clock.append(time.perf_counter())
         groups = Groups([prompt for prompt in prompts for _ in range(config.group_size)], answers, scores, 0, 0, 0)
         experience = make_group_experience(policy, reference, groups, flags, config.vocab_size, torch.float32, process)
         clock.append(time.perf_counter())
-        learn(policy, optimizers, experience, flags, np.random.default_rng([seed, step]), process)
+        learn(policy, optimizers, experience, flags, np.random.default_rng([seed % 2**64, step]), process)
         clock.append(time.perf_counter())
         rewards.append(scores.mean().item())
         seconds.append(np.diff(clock))
@@ -111,8 +113,8 @@ def main(config):
 
     totals = seconds.sum(1)
     print(f"{model.n_params():,} weights; {config.n_groups} prompts of {config.n_prompt} tokens, {config.group_size} "
-          f"answers of {config.n_new} each\na step takes {median.sum():.3f} s (median of {len(seconds)}, {totals.min():.3f} to "
-          f"{totals.max():.3f}), {median.sum() / floor.sum():.1f} times the floor of {floor.sum():.3f} s at {peak:.0f} "
+          f"answers of {config.n_new} each\na step takes {median.sum():.3f} s (median of {len(seconds)}, {totals.min():.3f} "
+          f"to {totals.max():.3f}), {median.sum() / floor.sum():.1f} times the floor of {floor.sum():.3f} s at {peak:.0f} "
           f"GFLOP/s\n{'':20s}{'seconds':>9s}{'floor':>9s}{'times':>8s}")
     for name, own, least in zip(PARTS, median, floor):
         print(f"{name:20s}{own:9.3f}{least:9.3f}{own / least:8.1f}")

@@ -1,9 +1,10 @@
 """Lesson 9.5 - PPO, GRPO, Dr. GRPO and best-of-n: what does the same reward model buy with each of them, and at what price?
 
-Trains all three from the same fine-tuned model with the same reward model, one after the other, with the trainers' defaults
-but for the number of steps, and counts the tokens they generate. Dr. GRPO here: no division by the group's spread, and a
-constant length to average over. Best-of-n trains nothing, and pays whenever it is asked. What to see: utility against the
-divergence that it costs, against tokens and against time; and what must be held in memory: GRPO has no critic.
+Trains all three from the same fine-tuned model with the same reward, one after the other, with the trainers' defaults but
+for the number of steps, and counts the tokens they generate. GRPO here: advantages divided by the group's spread, averaged
+over tokens; Dr. GRPO: not divided, and a constant length to average over. Best-of-n trains nothing, and pays whenever it is
+asked. What to see: utility against the divergence that it costs, against tokens and against time; and what must be held in
+memory: GRPO has no critic.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -68,8 +69,8 @@ def run_config(config, name):
     own = {flag: getattr(config, flag) for flag in ("sft", "reward_model", "steps", "batch_size", "seed", "device")}
     if config_class is PPOConfig:
         changes = changes | {"value_warmup": min(PPOConfig.value_warmup, config.steps - 1)}
-    return config_class(**own, **changes, minibatch_size=config.batch_size // 2, n_held_out=0, n_tasks=0,
-                        n_prompts=max(config.steps * config.batch_size, 100), save_every=config.steps, out=str(out))
+    return config_class(**own, **changes, no_end_penalty=1.0, minibatch_size=config.batch_size // 2, n_held_out=0, n_tasks=0,
+                        n_prompts=100 if config.quick else config_class.n_prompts, save_every=config.steps, out=str(out))
 
 
 def smooth(values, window):
@@ -77,24 +78,28 @@ def smooth(values, window):
     return np.convolve(values, np.ones(window) / window, "valid")
 
 
-def memory(n_policy, n_reward, critic):
-    """Megabytes held during training, in fp32, by each of HELD; caches and activations come on top."""
-    millions = n_policy * 4 / 1e6
-    return {"policy": millions, "its gradient": millions, "its moments": 2 * millions,
-            "critic, gradient, moments": 4 * millions * critic, "reference": millions, "reward model": n_reward * 4 / 1e6}
+def memory(n_policy, n_reward, n_critic):
+    """Megabytes held during training, in fp32, by each of HELD, from the numbers of weights; caches and activations come on
+    top."""
+    policy, reward, critic = (4 * n / 1e6 for n in (n_policy, n_reward, n_critic))
+    return {"policy": policy, "its gradient": policy, "its moments": 2 * policy, "critic, gradient, moments": 4 * critic,
+            "reference": policy, "reward model": reward}
 
 
 def main(config):
     device = pick_device(config.device)
     policy, tokenizer, _ = load_fine_tuned(config.sft, device)
     reward_model, _, _ = load_reward_model(config.reward_model, device)
+    try:
+        tasks, responses, utilities = sample_stories(policy, tokenizer, config.n_prompts, config.n_samples, config.seed)
+    except ValueError as error:
+        raise InputError(f"--n_prompts {config.n_prompts}: {error}") from None
     runs = {}
     for name in tqdm(METHODS, unit="run", disable=None):
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
             *records, _ = METHODS[name][0](run_config(config, name))
         runs[name] = {key: smooth([record[key] for record in records], config.window)
                       for key in ("gold", "kl", "score", "tokens", "seconds")}
-    tasks, responses, utilities = sample_stories(policy, tokenizer, config.n_prompts, config.n_samples, config.seed)
     rewards = score_stories(reward_model, tokenizer, tasks, responses)
     sizes = [2**i for i in range(config.n_samples.bit_length()) if 2**i <= config.n_samples]
     best = [best_of_n(rewards, utilities, n).mean().item() for n in sizes]
@@ -102,7 +107,8 @@ def main(config):
 
     print(f"at {budget:,.0f} generated tokens, the least of the three runs; means of {config.window} steps\n{'':10s}"
           f"{'gold utility':>14s}{'reward':>9s}{'KL, nats':>10s}{'seconds':>9s}{'held, MB':>10s}")
-    held = {name: memory(policy.n_params(), reward_model.n_params(), name == "PPO") for name in METHODS}
+    n_critic = policy.n_params() - policy.head.weight.numel()  # whose head gives one number
+    held = {name: memory(policy.n_params(), reward_model.n_params(), n_critic * (name == "PPO")) for name in METHODS}
     for name, run in runs.items():
         gold, score, kl, seconds = (np.interp(budget, run["tokens"], run[key]) for key in ("gold", "score", "kl", "seconds"))
         print(f"{name:10s}{gold:14.2f}{score:9.2f}{kl:10.2f}{seconds:9.1f}{sum(held[name].values()):10.1f}")
@@ -129,7 +135,7 @@ def main(config):
         ax_memory.barh(list(METHODS), widths, 0.6, left, color=color, label=part)
         left += widths
     ax_memory.invert_yaxis()
-    ax_memory.set(xlabel="held while training (MB)", title="... in memory", ylim=(4.4, -0.6))
+    ax_memory.set(xlabel="held while training (MB, computed)", title="... in memory", ylim=(4.4, -0.6))
     ax_memory.legend(loc="lower center", ncols=2, fontsize=9)
     print(save_figure(
         fig, figure_path(__file__, "ppo_vs_grpo", config.quick), title="One reward model, four ways to use it",
@@ -137,7 +143,7 @@ def main(config):
                 f"{config.seed}; {config.steps} steps each, same fine-tuned model and reward model. Top left: against the "
                 f"divergence from the fine-tuned model, with best-of-n for n up to {sizes[-1]} ({config.n_prompts} held-out "
                 "prompts; its KL by the formula of lesson 7.4). Top right and bottom left: against generated tokens and "
-                "seconds. Bottom right: weights, gradients and moments in fp32; GRPO holds no critic.",
+                "seconds. Bottom right: weights, gradients and moments in fp32, computed; GRPO holds no critic.",
         command=command_line(__file__, config)))
 
 

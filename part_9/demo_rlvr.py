@@ -2,8 +2,8 @@
 
 Trains GRPO with the verifier's yes or no as the reward, on one family of tasks where the fine-tuned model still errs, and
 asks both models held-out tasks many times. What to see: how the share of right answers rises while groups whose answers all
-fare alike, which teach nothing, become the rule; and pass@k before and after: a gain at k = 1 that is gone, or a loss, at
-k = 16 means that the policy has become surer and no wiser.
+fare alike, which teach nothing, become the rule; and pass@k before and after: where a gain at k = 1 has shrunk to nothing,
+or to a loss, at k = 16, the policy has become surer and no wiser.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -31,6 +31,7 @@ from part_9.train_grpo import main as train_grpo
 class Config:
     sft: str = option(str(SFT_RUNS / "sft" / "best.pt"), "policy and reference, a checkpoint of part_6/train_sft.py")
     family: str = option("where", "the family of tasks", tuple(EXACT))
+    n_prompts: int = option(4000, "prompts to learn from")
     steps: int = option(60, "steps of training")
     n_tasks: int = option(100, "held-out tasks")
     n_samples: int = option(32, "answers to each: twice the greatest k, for a steady estimate")
@@ -38,10 +39,11 @@ class Config:
     seed: int = option(1, "seed of prompts, samples and minibatches")
     device: str = option("auto", "where to run", DEVICES)
     quick: bool = option(False, QUICK_HELP)
-    QUICK: ClassVar[dict] = dict(sft=str(SFT_RUNS / "quick" / "best.pt"), steps=3, n_tasks=4, n_samples=4, window=1)
+    QUICK: ClassVar[dict] = dict(sft=str(SFT_RUNS / "quick" / "best.pt"), n_prompts=40, steps=3, n_tasks=4, n_samples=4,
+                                 window=1)
 
     def __post_init__(self):
-        check_positive(self, "n_tasks", "window")
+        check_positive(self, "n_prompts", "n_tasks", "window")
         if self.n_samples < 2:
             raise InputError(f"--n_samples must be at least 2, not {self.n_samples}")
         if self.window > self.steps:
@@ -50,11 +52,12 @@ class Config:
 
 
 def run_config(config):
-    """The flags of the training run: those of --preset verifier."""
-    own = {flag: getattr(config, flag) for flag in ("sft", "steps", "seed", "device")}
+    """The flags of the training run: those of --preset verifier but for steps and the family."""
+    own = {flag: getattr(config, flag) for flag in ("sft", "n_prompts", "steps", "seed", "device")}
     small = dict(batch_size=16, group_size=4, minibatch_size=8, block_size=12) if config.quick else {}
     return GRPOConfig(**{**GRPOConfig.PRESETS["verifier"], **own, **small, "families": config.family, "n_held_out": 0,
-                         "n_tasks": 0, "out": str(RUNS / f"{'quick_' if config.quick else ''}rlvr")})
+                         "n_tasks": 2 if config.quick else GRPOConfig.n_tasks,
+                         "out": str(RUNS / f"{'quick_' if config.quick else ''}rlvr")})
 
 
 def main(config):
@@ -65,7 +68,7 @@ def main(config):
     except ValueError as error:
         raise InputError(f"--n_tasks {config.n_tasks}: {error}") from None
     flags = run_config(config)
-    *records, _ = train_grpo(flags)
+    *records, summary = train_grpo(flags)
     after, _, _ = load_model(f"{flags.out}/best.pt", device)
     sizes = [2**i for i in range(config.n_samples.bit_length() - 1)]  # up to half of the samples
     passes = {name: np.array([[pass_at_k(config.n_samples, c, k) for k in sizes] for c in count_right(
@@ -77,6 +80,10 @@ def main(config):
     for i, k in enumerate(sizes):
         columns = [passes["before"][:, i], passes["after"][:, i], passes["after"][:, i] - passes["before"][:, i]]
         print(f"{k:6d}" + "".join(f"{interval(100 * column):>24s}" for column in columns))
+
+    for label, end in ((config.family, f"_{config.family}"), ("mean of all families", "")):
+        print(f"greedy, {label}: {100 * summary[f'exact_match_before{end}']:.1f} % before, "
+              f"{100 * summary[f'exact_match_after{end}']:.1f} % after")
 
     fig, axes = plt.subplots(1, 2, figsize=(11, 5))
     ax_run, ax_pass = axes

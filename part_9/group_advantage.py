@@ -11,7 +11,7 @@ mean square of 1: prompts that are nearly always or nearly never answered rightl
 
 import torch
 
-EPS = 1e-4  # added to the spread: the root of the mean squared distance from the mean, over k, not k - 1, numbers
+EPS = 1e-4  # added to the spread, which is over k, not k - 1, rewards
 
 
 def group_advantages(rewards, k, normalise=True):
@@ -28,7 +28,7 @@ def group_advantages(rewards, k, normalise=True):
 
 
 def has_spread(rewards, k):
-    """Whether the rewards in each group differ: (B / k,) bool. A group that does not teaches nothing."""
+    """Whether the rewards in each group differ: (B / k,) bool. A group of equal rewards teaches nothing."""
     groups = as_groups(rewards, k)
     return groups.amax(1) > groups.amin(1)
 

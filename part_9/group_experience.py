@@ -3,7 +3,8 @@
     prompts  ->  k answers each  ->  rewards  ->  advantages within each group  ->  log pi_old, log pi_ref
 
 Groups whose answers are all scored alike teach nothing; with dynamic sampling (Yu et al. 2025, "DAPO", section 3.2) other
-prompts are asked in their place. Processes share the prompts out, and then each knows all answers.
+prompts are asked in their place. Processes share the prompts out, and then each knows all answers. Spread is that of the
+scores, before a penalty for overlong answers.
 """
 
 from typing import NamedTuple
@@ -57,7 +58,7 @@ def ask(policy, prompts, k, n_new, stop_ids, temperature, seed, chunk, process):
     """k answers to each prompt, side by side: a list of lists of ids, the same in all processes.
 
     prompts: list of Prompt; seed: list of int; chunk: prompts asked at a time, each chunk with random numbers of its own, so
-    that answers do not depend on the number of processes.
+    that with one `chunk` answers do not depend on the number of processes.
     """
     device, own = policy.head.weight.device, []
     for number, start in enumerate(range(0, len(prompts), chunk)):
@@ -89,8 +90,8 @@ def shared_out(function, n, process):
 
 
 def gather_groups(policy, stages, reward, config, step, process):
-    """The Groups of a step, a function of its number. reward: a `Reward`. With config.resample only groups with spread are
-    kept, and others asked in place of the rest, up to so many times."""
+    """The Groups of a step; they depend on weights, flags and step alone. reward: a `Reward`. With config.resample only
+    groups with spread are kept, and others asked in place of the rest, up to so many times."""
     k, end = config.group_size, stages.stop_ids[0]
     n_groups, rounds = config.batch_size // k, 1 + config.resample
     chunk = (config.rollout_size or config.batch_size // process.world_size) // k

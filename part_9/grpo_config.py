@@ -25,7 +25,8 @@ OVERLONG = ("score", "mask", "penalty")
 class Config:
     """All flags of part_9/train_grpo.py."""
 
-    preset: str = option("stories", "settings that go together; a flag given beside it wins", ("stories", "verifier"))
+    preset: str = option("stories", "stories: the learned reward; verifier: right or wrong, tasks of one family; a flag "
+                                   "given beside it wins", ("stories", "verifier"))
     sft: str = option(str(SFT_RUNS / "sft" / "best.pt"), "policy and reference, a checkpoint of part_6/train_sft.py")
     reward: str = option("model", f"{', '.join(REWARDS)} (1 for a right answer), or a Python function as FILE.py:NAME")
     reward_model: str = option(str(REWARD_RUNS / "reward_model" / "best.pt"),
@@ -38,18 +39,20 @@ class Config:
     batch_size: int = option(128, "answers a step")
     group_size: int = option(8, "answers to each prompt, k")
     block_size: int = option(40, "most tokens of an answer, the end token with them")
-    rollout_size: int | None = option(None, "answers sampled at a time; a process's share if left out")
+    rollout_size: int | None = option(None, "answers sampled at a time, with random numbers of their own; a process's "
+                                            "share if left out")
     temperature: float = option(1.0, "of sampling, and of every log-probability")
     normalise: bool = option(True, "divide advantages by the group's spread")
     resample: int = option(0, "times a step asks further prompts in place of groups whose answers are all scored alike")
-    aggregation: str = option("token", "how a batch's tokens are averaged: GRPO's, DAPO's or Dr. GRPO's", AGGREGATIONS)
+    aggregation: str = option("token", "how an update's tokens are averaged: sequence GRPO, token DAPO, constant Dr. GRPO",
+                              AGGREGATIONS)
     overlong: str = option("score", "answers without end token: scored like any other, left out of the loss, or a soft "
                                     "penalty near the limit", OVERLONG)
     overlong_margin: int = option(8, "tokens before the limit in which the soft penalty grows to 1")
     no_end_penalty: float = option(0.0, "taken off the reward of an answer without end token")
     beta: float = option(0.1, "weight of the KL penalty in the loss")
-    kl: str = option("k3", "its estimator", ESTIMATORS)
-    kl_weighted: bool = option(False, "its importance-weighted form")
+    kl: str = option("k3", "estimator of the KL penalty: k3 GRPO's, k2 the right gradient, k1 none (lesson 9.4)", ESTIMATORS)
+    kl_weighted: bool = option(False, "weight the estimate by the ratio of new and old probability: right for k1 and k3")
     epochs: int = option(2, "times each answer is learnt from")
     minibatch_size: int = option(64, "answers an update")
     clip: float = option(0.2, "the ratio's clip range below 1")
@@ -69,8 +72,8 @@ class Config:
     n_tasks: int = option(100, "held-out tasks of each family that are answered greedily before and after; 0 for none")
     seed: int = option(1, "seed of prompts, samples and minibatches")
     device: str = option("auto", "where to run", DEVICES)
-    precision: str = option("fp32", "of the matrix products in scoring and learning; in bf16 the log-probability "
-                                    "of one text differs by a percent from pass to pass", ("fp32", "bf16"))
+    precision: str = option("fp32", "of the matrix products in scoring and learning; in bf16 the probability of a "
+                                    "token differs by about a percent from pass to pass", ("fp32", "bf16"))
     parallel: str = option("none", "ddp: several processes, each with a share of every batch; started with torchrun",
                            ("none", "ddp"))
     resume: str = option("no", "auto: go on from the newest checkpoint in --out, or start if there is none; yes: go on",
@@ -78,7 +81,8 @@ class Config:
     quick: bool = option(False, QUICK_HELP)
     PRESETS: ClassVar[dict] = {
         "stories": {},
-        "verifier": dict(reward="verifier", families="where", steps=120, beta=0.02, out=str(RUNS / "verifier"))}
+        "verifier": dict(reward="verifier", families="where", n_prompts=1500, steps=100, beta=0.02, lr=4e-4,
+                         minibatch_size=128, out=str(RUNS / "verifier"))}
     QUICK: ClassVar[dict] = dict(sft=str(SFT_RUNS / "quick" / "best.pt"),
                                  reward_model=str(REWARD_RUNS / "quick" / "best.pt"), out=str(RUNS / "quick"),
                                  n_prompts=40, steps=4, batch_size=16, group_size=4, minibatch_size=8, block_size=12,

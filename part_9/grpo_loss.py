@@ -4,8 +4,8 @@
     token      sum_it l_it / sum_i |a_i|            DAPO      every token weighs the same           (Yu et al. 2025, eq. 8)
     constant   sum_it l_it / (B longest)            Dr. GRPO  ... and a batch of short answers less (Liu et al. 2025, 3.1)
 
-Under "sequence" a wrong answer is punished less, a token, the longer it is: long wrong answers are what one gets. The other
-two have no such leaning.
+l_it: the loss of token t of answer i, of |a_i| tokens; B: answers of an update. Under "sequence" each token of a wrong
+answer is punished less the longer the answer is: long wrong answers are what one gets. The other two have no such leaning.
 """
 
 from part_8.ppo_loss import clipped_surrogate

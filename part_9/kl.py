@@ -6,6 +6,8 @@
     k3 = exp(-d) - 1 + d                                                   KL(pi || ref)                       KL(ref || pi)
     rho k1 and rho k3, rho = pi / pi_old with its gradient                 KL(pi || ref)                       KL(pi || ref)
 
+(rho k2 is not among them: its gradient is that of no divergence.)
+
 (Schulman 2020, "Approximating KL Divergence", for the estimators.) As a number to look at, k3 is the best one near the
 reference: unbiased, never negative, of little variance; far from it exp(-d) makes it the worst. As a loss something else
 counts: differentiating the estimate leaves out that pi also decides what is drawn. k1's gradient is that of log pi, whose

@@ -1,14 +1,15 @@
 """Lesson 9.5 - GRPO: several answers to each prompt, and those that are better than their group's mean are said more often.
 
     python3 part_9/train_grpo.py                                       stories that please the annotator, in minutes
-    python3 part_9/train_grpo.py --reward verifier --families where    RL from verifiable rewards
+    python3 part_9/train_grpo.py --preset verifier                     RL from verifiable rewards
     python3 part_9/train_grpo.py --reward my_reward.py:brevity         any function of prompts and answers
     torchrun --nproc_per_node=2 part_9/train_grpo.py --parallel ddp    several processes, each with a share of every batch
     python3 part_9/train_grpo.py --resume auto                         go on where it was stopped or killed
 
 A step: sample prompts -> k answers to each, the prompt read once -> rewards -> advantages within the groups -> some epochs
 of shuffled minibatches of the clipped loss, with the KL penalty in it. There is no critic. Rollout, log-probabilities,
-clipping, run directory and figures are Part 8's; spread is the share of groups whose rewards differ.
+clipping, run directory and figures are Part 8's; spread is the share of groups whose rewards differ, n_answers what was
+learnt from. With --resample score is of all answers that were asked for, all else of those that were kept.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -57,6 +58,9 @@ def main(config):
             raise InputError(f"--batch_size {config.batch_size} must be a multiple of --group_size {config.group_size} "
                              f"times {process.world_size} processes, and --minibatch_size {config.minibatch_size} not be "
                              "less than these")
+        if process.world_size > 1 and (config.rollout_size or 0) * process.world_size > config.batch_size:
+            raise InputError(f"--rollout_size {config.rollout_size} is more than a process's share of --batch_size "
+                             f"{config.batch_size}")
         state, path, damages = find_checkpoint(config, MAY_CHANGE)
         for damage in damages if process.is_main else []:
             tqdm.write(f"{damage}; the one before it is used")
@@ -87,6 +91,7 @@ def learn(policy, optimizers, experience, config, rng, process):
     """
     device, n, updates = experience.scores.device, len(experience.scores), []
     dtype = pick_precision(config.precision, device)
+    no_scaler = grad_scaler(device, dtype)  # as there is no fp16 here
     for _ in range(config.epochs):
         for rows in np.array_split(rng.permutation(n), -(-n // config.minibatch_size)):
             rows = torch.from_numpy(rows).to(device)
@@ -111,7 +116,7 @@ def learn(policy, optimizers, experience, config, rng, process):
                         for x in (clipped.float(), approximate_kl(new.detach(), old), part.mask.float())]
             sum_gradients(policy)
             total, n_clipped, drift, n_tokens = sum_over_processes([loss.item(), *sums], device)
-            norm, fine = clipped_update(policy, optimizers, grad_scaler(device, dtype), config.grad_clip, total)
+            norm, fine = clipped_update(policy, optimizers, no_scaler, config.grad_clip, total)
             updates.append({"loss": total, "clip_fraction": n_clipped / max(n_tokens, 1), "drift": drift / max(n_tokens, 1),
                             "grad_norm": norm, "updated": fine})
     return updates

@@ -18,7 +18,7 @@ PROMPTS = [[5, 6, 7, 8], [9], [3, 30]]
 ANSWERS = [[11, 12, END_ID], [21, 22, 23, 24, 25], [END_ID]]
 ROLLOUT = as_rollout(PROMPTS, ANSWERS, END_ID)
 SCORES = torch.tensor([1.5, -2.0, 0.25])
-FIELDS = ("log_probs", "ref_log_probs", "values", "entropy", "kl", "rewards", "advantages", "returns")
+FIELDS = ("log_probs", "ref_log_probs", "values", "entropy", "rewards", "advantages", "returns")
 
 
 def decided_model(seed):
@@ -49,8 +49,8 @@ def of_row(part, row):
 
 
 def slowly(model, reference, row, temperature=1.0, keep=None):
-    """Of each choice of a row, read alone and without padding: log-probabilities of policy and reference, V, the entropy and
-    the divergence. keep: gives the tokens that stay, from the policy's logits and the token that was chosen."""
+    """Of each choice of a row, read alone and without padding: log-probabilities of policy and reference, V and the
+    entropy. keep: gives the tokens that stay, from the policy's logits and the token that was chosen."""
     prompt, answer = PROMPTS[row], ANSWERS[row]
     choices = []
     for n, token in enumerate(answer):
@@ -62,8 +62,7 @@ def slowly(model, reference, row, temperature=1.0, keep=None):
         p, q = ([math.exp(one[i].item() / temperature) for i in kept] for one in (logits, home))
         p, q = [x / sum(p) for x in p], [x / sum(q) for x in q]
         place = list(kept).index(token)
-        choices.append((math.log(p[place]), math.log(q[place]), value, -sum(x * math.log(x) for x in p),
-                        sum(x * math.log(x / y) for x, y in zip(p, q))))
+        choices.append((math.log(p[place]), math.log(q[place]), value, -sum(x * math.log(x) for x in p)))
     return zip(*choices)
 
 
@@ -80,7 +79,6 @@ def test_a_policy_that_is_its_own_reference_has_no_divergence_and_its_rewards_ar
     model = models[0]
     experience = make((model, model.policy), beta=5.0)
     assert torch.equal(experience.log_probs, experience.ref_log_probs)
-    assert experience.kl[ROLLOUT.mask].abs().max() == 0
     # row 0 ends at its third choice, row 1 at its fifth, row 2 at its only one; nothing anywhere else
     assert [of_row(experience.rewards, row) for row in range(3)] == [[0, 0, 1.5], [0, 0, 0, 0, -2.0], [0.25]]
     assert experience.rewards.abs().sum() == 3.75
@@ -171,7 +169,7 @@ def by_hand():
     rollout = as_rollout([[1], [1]], [[2, 3], [END_ID]], END_ID)
     parts = dict(scores=torch.tensor([1.0, 4.0]), log_probs=[[-1.0, -2.0], [-0.5, 9.0]],
                  ref_log_probs=[[-1.5, -4.0], [-1.0, 8.0]], values=[[9.0, 9.0], [9.0, 9.0]],
-                 entropy=[[0.1, 0.2], [0.6, 9.0]], kl=[[9.0, 9.0], [9.0, 9.0]], rewards=[[9.0, 9.0], [9.0, 9.0]],
+                 entropy=[[0.1, 0.2], [0.6, 9.0]], rewards=[[9.0, 9.0], [9.0, 9.0]],
                  advantages=[[9.0, 9.0], [9.0, 9.0]], returns=[[9.0, 9.0], [9.0, 9.0]])
     return Experience(rollout, **{name: torch.as_tensor(part) for name, part in parts.items()}, kept=None)
 
@@ -191,7 +189,7 @@ def answered(prompts, answers):
     """An Experience with these texts as answers; an end token comes where the text is not cut off by "...". """
     ids = [TOKENIZER.encode(" " + text.removesuffix("...")) + ([] if text.endswith("...") else [END_ID]) for text in answers]
     empty = torch.zeros(1)
-    return Experience(as_rollout([one.ids for one in prompts], ids, END_ID), empty, *[empty] * 8, None)
+    return Experience(as_rollout([one.ids for one in prompts], ids, END_ID), empty, *[empty] * 7, None)
 
 
 def test_gold_figures_of_answers_whose_worth_is_known():

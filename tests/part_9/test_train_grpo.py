@@ -702,7 +702,8 @@ def test_the_reference_stays_what_it_was(stages, tmp_path, monkeypatch):
     (dict(rollout_size=6), "--rollout_size 6 must be a multiple of --group_size 4"),
     (dict(rollout_size=0), "--rollout_size"), (dict(minibatch_size=9), "--minibatch_size 9, --batch_size 8"),
     (dict(n_prompts=1), "--n_prompts times --group_size 4"), (dict(beta=-0.1), "--beta must not be negative"),
-    (dict(clip=1.0), "--clip must be below 1, not 1.0"), (dict(clip_high=0.0), "--clip_high must be above 0, not 0.0"), (dict(min_lr=1.0), "--min_lr"),
+    (dict(clip=1.0), "--clip must be below 1, not 1.0"),
+    (dict(clip_high=0.0), "--clip_high must be above 0, not 0.0"), (dict(min_lr=1.0), "--min_lr"),
     (dict(overlong="penalty", overlong_margin=5), "--overlong_margin 5"), (dict(overlong_margin=0), "--overlong_margin"),
     (dict(resample=-1), "--resample"), (dict(families="chess"), "chess"), (dict(temperature=0.0), "--temperature"),
     (dict(entropy_coef=-1.0), "--entropy_coef"), (dict(beta2=1.0), "--beta2")])
