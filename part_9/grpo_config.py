@@ -59,7 +59,7 @@ class Config:
     clip_high: float | None = option(None, "the clip range above 1; the same if left out")
     entropy_coef: float = option(0.0, "weight of the entropy bonus")
     optimizer: str = option("adamw", "as in part_4/train.py", OPTIMIZERS)
-    lr: float = option(2e-4, "highest learning rate")
+    lr: float = option(3e-4, "highest learning rate")
     min_lr: float = option(2e-5, "learning rate at the end")
     warmup_steps: int = option(0, "steps of linear warm-up")
     schedule: str = option("linear", "the learning rate's course", tuple(SCHEDULES))
