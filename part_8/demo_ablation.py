@@ -112,7 +112,7 @@ def main(config):
                    describe(end["entropy"])]
         print(f"{name:24s}" + "".join(f"{column:>{width}s}" for column, width in zip(columns, (24, 26, 24, 24))))
 
-    fig, axes = plt.subplots(2, 3, figsize=(11.5, 7))
+    fig, axes = plt.subplots(2, 3, figsize=(11, 6.7))
     *panels, ax_end = axes.flat
     steps, limits = np.arange(1, config.steps + 1), [table["gold"] for table in figures.values()]
     for ax, name in zip(panels, list(VARIANTS)[1:]):

@@ -143,7 +143,7 @@ def main(config):
             f"{x:7.3f}" for x in by_fifths[kind]))
     print(f"{'at most':12s}" + " " * 7 * (len(at) - 1) + f"{best:7.3f}  |" + "".join(f"{x:7.3f}" for x in best_of_fifths))
 
-    fig, ((ax_steps, ax_good), (ax_place, ax_bad)) = plt.subplots(2, 2, figsize=(12, 7.4), width_ratios=(2, 3))
+    fig, ((ax_steps, ax_good), (ax_place, ax_bad)) = plt.subplots(2, 2, figsize=(10.4, 6.6), width_ratios=(2, 3))
     for ax, x, lines, limit in ((ax_steps, at, curves, [best] * len(at)),
                                 (ax_place, range(1, 6), by_fifths, best_of_fifths)):
         ax.plot(x, limit, color=BLACK, linestyle="-.", label="at most")

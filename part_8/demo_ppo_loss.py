@@ -100,7 +100,7 @@ def main(config):
     language, reference = ToyLanguage(), TablePolicy(ToyLanguage(), config.world)
     scores = torch.randn(len(language.sequences), generator=torch.Generator().manual_seed(config.world + 100))
     home, seeds = reference.probabilities().detach(), range(config.seed, config.seed + config.n_seed)
-    fig, axes = plt.subplot_mosaic([["surrogate"] * 2 + ["clip"] * 2, ["found"] * 2 + [0.5, 0.1]], figsize=(11.6, 8.2))
+    fig, axes = plt.subplot_mosaic([["surrogate"] * 2 + ["clip"] * 2, ["found"] * 2 + [0.5, 0.1]], figsize=(10.8, 7.8))
     draw_surrogate(axes["surrogate"], config.clip)
     print(f"total variation from the best policy of {len(scores)} answers, {config.steps} batches of {config.batch_size}"
           f"\n{'':12s}  before    after, seed {', '.join(map(str, seeds))}")

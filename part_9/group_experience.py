@@ -126,7 +126,8 @@ def gather_groups(policy, stages, reward, config, step, process):
 
 @torch.no_grad()
 def make_group_experience(policy, reference, groups, config, end, dtype, process):
-    """The GroupExperience of `groups`, on the policy's device. end: the end token's id."""
+    """The GroupExperience of `groups`, on the policy's device. reference: a ModernGPT, or None, and the policy stands in its
+    place; end: the end token's id."""
     device = policy.head.weight.device
     rollout = as_rollout([prompt.ids for prompt in groups.prompts], groups.answers, end).to(device)
     scores, mask = groups.scores.to(device), rollout.mask
@@ -138,9 +139,13 @@ def make_group_experience(policy, reference, groups, config, end, dtype, process
 
     def assess(rows):
         tokens = rollout.tokens[rows]
-        with autocast(device, dtype), packed_weights(policy), packed_weights(reference):
-            here, home = (distributions(model(tokens), config.temperature) for model in (policy, reference))
-        return action_log_probs(here, tokens), action_log_probs(home, tokens), entropies(here)
+        with autocast(device, dtype), packed_weights(policy):
+            own = distributions(policy(tokens), config.temperature)
+        ref = own
+        if reference is not None:
+            with autocast(device, dtype), packed_weights(reference):
+                ref = distributions(reference(tokens), config.temperature)
+        return action_log_probs(own, tokens), action_log_probs(ref, tokens), entropies(own)
 
     parts = shared_out(assess, len(scores), process)
     return GroupExperience(rollout, scores, group_advantages(learnt, config.group_size, config.normalise), mask,

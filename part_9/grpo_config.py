@@ -81,8 +81,8 @@ class Config:
     quick: bool = option(False, QUICK_HELP)
     PRESETS: ClassVar[dict] = {
         "stories": {},
-        "verifier": dict(reward="verifier", families="where", n_prompts=1500, steps=100, beta=0.02, lr=4e-4,
-                         minibatch_size=128, out=str(RUNS / "verifier"))}
+        "verifier": dict(reward="verifier", families="where", steps=120, resample=2, normalise=False, beta=0.03, lr=5e-4,
+                         min_lr=5e-5, minibatch_size=128, out=str(RUNS / "verifier"))}
     QUICK: ClassVar[dict] = dict(sft=str(SFT_RUNS / "quick" / "best.pt"),
                                  reward_model=str(REWARD_RUNS / "quick" / "best.pt"), out=str(RUNS / "quick"),
                                  n_prompts=40, steps=4, batch_size=16, group_size=4, minibatch_size=8, block_size=12,
