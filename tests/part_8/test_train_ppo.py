@@ -29,12 +29,21 @@ from part_8.rollout import as_rollout, collect
 from part_8.stability import adapted_beta, adapted_length
 from part_8.stages import load_stages
 from tests.part_6.tiny_base import write_lines
-from tests.part_8.tiny_stages import TOKENIZER, make_reward_model, make_sft, tiny_model
+from tests.part_8.tiny_stages import (
+    TOKENIZER,
+    assert_close,
+    assert_equal,
+    make_reward_model,
+    make_sft,
+    records,
+    tiny_model,
+    weights,
+    without_clock,
+)
 
 END_ID = TOKENIZER.special_ids[END]
 TINY = dict(n_prompts=12, steps=3, batch_size=8, minibatch_size=4, block_size=5, value_warmup=1, save_every=2, lr=2e-3,
             value_lr=1e-2, n_held_out=0, n_tasks=0, device="cpu", precision="fp32")
-CLOCK = {"seconds", "tokens_per_second", "seconds_generation", "seconds_scoring", "seconds_learning"}
 
 
 @pytest.fixture(scope="module")
@@ -57,30 +66,6 @@ def quick_summary(monkeypatch):
 def config(stages, out, **changes):
     return Config(**{**TINY, "sft": str(stages / "sft.pt"), "reward_model": str(stages / "rm.pt"), "out": str(out),
                      **changes})
-
-
-def records(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_clock(record):
-    return {name: value for name, value in record.items() if name not in CLOCK}
-
-
-def weights(path):
-    return load_checkpoint(path)["model"]
-
-
-def assert_equal(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
-
-
-def assert_close(ours, theirs, atol):
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.allclose(ours[name], theirs[name], atol=atol, rtol=1e-4), name
 
 
 def begin(c):

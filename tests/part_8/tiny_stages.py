@@ -1,10 +1,11 @@
-"""What the tests of Parts 8 and 9 share: the stages before them, tiny and with random weights, as checkpoints."""
+"""What the tests of Parts 8 and 9 share: tiny stages before them, as checkpoints, and how runs are compared."""
 
 import dataclasses
+import json
 
 import torch
 
-from part_2.checkpoint import save_checkpoint
+from part_2.checkpoint import load_checkpoint, save_checkpoint
 from part_2.tinyworld_text import tinyworld
 from part_3.modern_config import ModernGPTConfig
 from part_3.modern_gpt import ModernGPT
@@ -14,6 +15,8 @@ from part_6.prompt_template import chat_tokenizer
 from part_7.reward_model import RewardModel
 
 TOKENIZER = chat_tokenizer(BPETokenizer(train_bpe(count_chunks([tinyworld(20_000)]), 400, 1)[1]))
+CLOCK = {"seconds", "tokens_per_second", "seconds_generation", "seconds_scoring",
+         "seconds_learning"}  # what no two runs share
 
 
 def tiny_model(seed=0, **changes):
@@ -39,3 +42,30 @@ def make_reward_model(path, model=None):
     save_checkpoint(path, {"step": 1, "model": model.state_dict(), "model_config": model.sizes(),
                            "tokenizer": TOKENIZER.state(), "config": {}})
     return path
+
+
+def records(out):
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_clock(record):
+    """What two equal runs have in common."""
+    return {name: value for name, value in record.items() if name not in CLOCK}
+
+
+def weights(path):
+    """The weights of a checkpoint."""
+    return load_checkpoint(path)["model"]
+
+
+def assert_equal(ours, theirs):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.equal(ours[name], theirs[name]), name
+
+
+def assert_close(ours, theirs, atol):
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert torch.allclose(ours[name], theirs[name], atol=atol, rtol=1e-4), name

@@ -36,14 +36,24 @@ from part_9.group_experience import Groups, gather_groups, make_group_experience
 from part_9.grpo_config import Config
 from part_9.reward_functions import Reward
 from tests.part_6.tiny_base import write_lines
-from tests.part_8.tiny_stages import TOKENIZER, make_reward_model, make_sft, tiny_model
+from tests.part_8.tiny_stages import (
+    CLOCK,
+    TOKENIZER,
+    assert_close,
+    assert_equal,
+    make_reward_model,
+    make_sft,
+    records,
+    tiny_model,
+    weights,
+    without_clock,
+)
 from tests.repository import ROOT
 
 END_ID = TOKENIZER.special_ids[END]
 CPU = torch.device("cpu")
 TINY = dict(n_prompts=12, steps=3, batch_size=8, group_size=4, minibatch_size=4, block_size=4, overlong_margin=2,
             save_every=2, lr=2e-3, n_held_out=0, n_tasks=0, families="compare,count", device="cpu")
-CLOCK = {"seconds", "tokens_per_second", "seconds_generation", "seconds_scoring", "seconds_learning"}
 
 
 def short_answers(unsure=0.0):
@@ -80,30 +90,6 @@ def quick_summary(monkeypatch):
 def config(stages, out, **changes):
     return Config(**{**TINY, "sft": str(stages / "sft.pt"), "reward_model": str(stages / "rm.pt"), "out": str(out),
                      **changes})
-
-
-def records(out):
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
-
-def without_clock(record):
-    return {name: value for name, value in record.items() if name not in CLOCK}
-
-
-def weights(path):
-    return load_checkpoint(path)["model"]
-
-
-def assert_equal(ours, theirs):
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.equal(ours[name], theirs[name]), name
-
-
-def assert_close(ours, theirs, atol):
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        assert torch.allclose(ours[name], theirs[name], atol=atol, rtol=1e-4), name
 
 
 def write_reward(path, body):
