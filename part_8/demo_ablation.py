@@ -59,7 +59,7 @@ class Config:
                                  n_process=1)
 
     def __post_init__(self):
-        check_positive(self, "last", "n_seed", "n_process", "beta")
+        check_positive(self, "steps", "batch_size", "last", "n_seed", "n_process", "beta")
         if self.last > self.steps:
             raise InputError(f"--last {self.last} must be at most --steps {self.steps}")
         run_config(self, ("all details", self.seed))

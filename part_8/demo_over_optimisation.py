@@ -64,7 +64,7 @@ class Config:
                                  n_prompts=4, n_samples=4, n_texts=2, n_process=1)
 
     def __post_init__(self):
-        check_positive(self, "n_prompts", "n_texts", "n_process")
+        check_positive(self, "steps", "batch_size", "n_prompts", "n_texts", "n_process")
         for name, least in (("n_samples", 2), ("n_stories", 4)):  # fewer stories make too few pairs for a batch
             if getattr(self, name) < least:
                 raise InputError(f"--{name} must be at least {least}, not {getattr(self, name)}")
