@@ -20,6 +20,8 @@ import numpy as np
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 # Okabe & Ito's palette: told apart by readers with any common colour blindness, and in grey by the order below.
 BLUE, ORANGE, GREEN, PURPLE, SKY, RED, YELLOW, BLACK = (
@@ -71,6 +73,14 @@ def band(ax, x, runs, **line):
     ax.fill_between(x, runs.min(axis=0), runs.max(axis=0), color=drawn.get_color(), alpha=0.2, linewidth=0)
 
 
+def text_chunks(texts):
+    """A dict of names and texts as Pillow writes them into a PNG."""
+    info = PngInfo()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    return info
+
+
 def save_figure(fig, path, *, title, caption, command):
     """Write `fig` as a PNG with its title above it and title, caption and command in its text chunks; then close it.
 
@@ -83,7 +93,9 @@ def save_figure(fig, path, *, title, caption, command):
               "Seconds": f"{time.perf_counter() - _STARTED:.1f}"}
     temporary = path.with_suffix(".png.tmp")
     try:
-        fig.savefig(temporary, format="png", metadata=chunks)
+        fig.savefig(temporary, format="png")
+        with Image.open(temporary) as image:  # nothing shines through: without its alpha channel it is an eighth smaller
+            image.convert("RGB").save(temporary, format="png", pnginfo=text_chunks(chunks), dpi=image.info["dpi"])
         os.replace(temporary, path)
     finally:
         plt.close(fig)
