@@ -123,7 +123,7 @@ def main(config):
     for name, end in ends.items():
         color, marker = STYLES[name]
         ax_end.plot(end["kl"], end["gold"], marker, color=color, markersize=8, alpha=0.8, label=name)
-    ax_end.set(xlabel="KL from the reference (nats an answer)", ylabel="gold utility", title=f"the last {config.last} steps")
+    ax_end.set(xlabel="KL (nats an answer)", ylabel="gold utility", title=f"the last {config.last} steps")
     low, high = ax_end.get_ylim()
     ax_end.set_ylim(low - 0.8 * (high - low), high)  # room for the legend, in a frame, or its markers look like runs
     ax_end.legend(fontsize=9, loc="lower right", frameon=True)
