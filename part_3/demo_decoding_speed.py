@@ -119,7 +119,7 @@ def main(config):
             tqdm.write(f"batch {B:2d}   {name:20s} {speed:6.0f} tokens/s   {share:.2f}")
         ax.set(xlabel="tokens per second, relative to all on",
                title=f"batch of {B}: {speeds['all on']:.0f} tokens/s",
-               xlim=(0, 1.2))
+               xlim=(0, 0.2 + max(speeds.values()) / speeds["all on"]))  # a noisy run may have one above 1
         ax.set_yticks(range(len(UNDO)), ["all on", *list(UNDO)[1:]])
     bar.close()
     axes[0].invert_yaxis()
