@@ -18,7 +18,8 @@ import torch
 from tqdm import tqdm
 
 from part_0.cli import QUICK_HELP, InputError, check_positive, command_line, option, run_script
-from part_0.device import DEVICES, autocast, packed_weights, pick_device, pick_precision, set_seed, synchronize
+from part_0.device import DEVICES, autocast, pick_device, pick_precision, set_seed, synchronize
+from part_0.onednn import packed_weights
 from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, figure_path, plt, save_figure
 from part_0.roofline import best_seconds, memory_bandwidth
 from part_3.generate import stream

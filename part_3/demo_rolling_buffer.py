@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from part_0.cli import QUICK_HELP, InputError, check_positive, command_line, option, run_script
-from part_0.device import packed_weights
+from part_0.onednn import packed_weights
 from part_0.plotting import BLACK, BLUE, GREEN, ORANGE, PURPLE, figure_path, plt, save_figure
 from part_2.loss import token_losses
 from part_3.demo_kv_cache import times_without_cache

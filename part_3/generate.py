@@ -11,7 +11,7 @@ import itertools
 import torch
 
 from part_0.cli import InputError
-from part_0.device import packed_weights
+from part_0.onednn import packed_weights
 from part_2.sampling import sample
 
 ENDED = -1  # what a row that has ended yields

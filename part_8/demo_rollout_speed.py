@@ -20,7 +20,8 @@ from torch import nn
 from tqdm import tqdm
 
 from part_0.cli import QUICK_HELP, InputError, check_positive, command_line, option, run_script
-from part_0.device import DTYPES, describe, packed_weights, set_seed, supported_precisions
+from part_0.device import DTYPES, describe, set_seed, supported_precisions
+from part_0.onednn import packed_weights
 from part_0.plotting import BLUE, GREEN, ORANGE, PURPLE, figure_path, plt, save_figure
 from part_0.roofline import best_seconds, matmul_flops, matmul_peak, memory_bandwidth
 from part_3.modern_gpt import ModernGPT, ModernGPTConfig

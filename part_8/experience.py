@@ -11,7 +11,8 @@ from typing import NamedTuple
 
 import torch
 
-from part_0.device import autocast, packed_weights
+from part_0.device import autocast
+from part_0.onednn import packed_weights
 from part_6.prompt_template import decode_answer
 from part_7.gold_utility import gold_utility
 from part_8.gae import generalised_advantages, masked_mean, whiten

@@ -9,7 +9,8 @@ the very ids that were sampled: text that is decoded and encoded again need not 
 
 import torch
 
-from part_0.device import autocast, packed_weights
+from part_0.device import autocast
+from part_0.onednn import packed_weights
 
 
 @torch.no_grad()

@@ -30,7 +30,8 @@ import torch
 from tqdm import tqdm
 
 from part_0.cli import InputError, run_script
-from part_0.device import autocast, grad_scaler, onednn_products, pick_device, pick_precision, set_seed, synchronize
+from part_0.device import autocast, grad_scaler, pick_device, pick_precision, set_seed, synchronize
+from part_0.onednn import onednn_products
 from part_2.checkpoint import save_checkpoint
 from part_2.optimization import parameter_groups
 from part_2.run_directory import cut_records, start_run

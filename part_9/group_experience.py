@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from part_0.cli import InputError
-from part_0.device import autocast, packed_weights
+from part_0.device import autocast
+from part_0.onednn import packed_weights
 from part_4.distributed import gather
 from part_6.curriculum import draw_batch
 from part_8.policy import action_log_probs, distributions, entropies

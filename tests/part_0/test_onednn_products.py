@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from part_0.device import onednn_products
+from part_0.onednn import onednn_products
 from part_3.modern_gpt import ModernGPT, ModernGPTConfig
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build of torch has no oneDNN")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from part_0.device import packed_weights
+from part_0.onednn import packed_weights
 
 needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="weights are packed by oneDNN")
 
