@@ -1,4 +1,4 @@
-"""Every mistake of the bug museum makes the test fail that is said to catch it, and leaves no trace when it is taken away."""
+"""Every mistake of the bug museum makes the test fail that is said to catch it, and leaves no trace once taken away."""
 
 import re
 import subprocess
