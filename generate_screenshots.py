@@ -1,26 +1,31 @@
-"""Collect the figures of all demos into screenshots/, with a page that shows them.
+"""Run the curriculum, collect its figures into screenshots/ with a page that shows them, and check its numbers.
 
     python3 generate_screenshots.py                            collect what the demos have drawn so far
     python3 generate_screenshots.py --run                      run every script first, in lesson order
     python3 generate_screenshots.py --run 1 5                  only those of parts 1 and 5
     python3 generate_screenshots.py --run part_1/demo_heads.py only this one (parts and scripts mix)
+    python3 generate_screenshots.py --run --fresh              also those that are up to date
     python3 generate_screenshots.py --run --keep-going         go on after a script that fails
+    python3 generate_screenshots.py --run --quick              every script with --quick, to see that all works here
+    python3 generate_screenshots.py --verify                   are the last run's numbers where they should be?
+
+--run leaves out what is up to date with its code, what it reads and the packages (part_0/up_to_date.py). Stopped, it goes on
+where it was: at the script that was running, and a trainer that saves on the way goes on from what it has saved.
 
 A demo draws into its part's out/ folder, which git ignores. part_1/out/heads.png becomes screenshots/part_1_heads.png,
 and screenshots/README.md and screenshots/index.html (one file that needs nothing else, light and dark, phone and desk)
 show all of screenshots/part_*.png. Title, caption, command and seconds come from the PNG's own text chunks, where
 `part_0.plotting.save_figure` puts them; a figure without them is refused. With --run the page is written anew after
 each part, a script's output goes to out/<script>.log, and the time of the whole script, noted in screenshots/seconds.json,
-takes the place of the figure's own seconds.
+takes the place of the figure's own seconds. screenshots/numbers.json keeps the numbers that part_N/expected.json names.
 
 A screenshot is removed only when the script that its command names has drawn figures again, and not this one.
-Figures of --quick runs (out/quick) are never collected. Exit codes: 0, 1 when a script failed, 2 for wrong input,
-130 after Ctrl-C.
+Figures of --quick runs (out/quick) say so and are never collected. Exit codes: 0; 1 when a script failed or a number lies
+outside its band; 2 for wrong input; 130 after Ctrl-C.
 """
 
 import argparse
 import ast
-import base64
 import functools
 import io
 import itertools
@@ -30,25 +35,28 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
-from string import Template
-from urllib.parse import quote
 
 from PIL import Image
 from tqdm import tqdm
 
+from part_0 import up_to_date
 from part_0.cli import InputError
+from part_0.expected_numbers import load_bands, measured
+from part_0.gallery import PART_TITLES, RUN, gallery_page, number_cells, part_of, readme, show_number, show_seconds
 
 ROOT = Path(__file__).resolve().parent
-PART_TITLES = {0: "Foundations", 1: "Transformer core", 2: "Training a tiny language model", 3: "Modern architecture",
-               4: "Scaling up", 5: "Mixture of experts", 6: "Supervised fine-tuning", 7: "Reward model", 8: "PPO",
-               9: "GRPO"}
 CHUNKS = ("Title", "Description", "Command", "Seconds")
 LARGEST = 200 * 1024  # bytes of one figure: all of them stay in git, and in one page
 SECONDS = "screenshots/seconds.json"  # how long each script took
+NUMBERS = "screenshots/numbers.json"  # what the last full run gave
+QUICK_AT_A_TIME = 2
+PATIENCE = 10.0  # seconds that a stopped script gets to save what it has
 LAST_LINES = 15
 TICK = 1.0  # seconds between two refreshes of the progress bar
 
@@ -158,11 +166,6 @@ def stored_figures(root):
     return sorted(figures, key=lambda figure: (part_of(figure), order.get(figure.script, len(order)), figure.path.name))
 
 
-def part_of(figure):
-    """1 for screenshots/part_1_heads.png."""
-    return int(figure.path.name[len("part_")])
-
-
 # --- The gallery -----------------------------------------------------------------------------------------------------
 
 def write_file(path, data):
@@ -192,148 +195,24 @@ def collect(root, drawn):
     for figure in old:
         if figure.script in drawn and figure.path.name not in new:
             figure.path.unlink()
-    stored = stored_figures(root)
-    write_file(folder / "README.md", readme(stored).encode("utf-8"))
-    write_file(folder / "index.html", gallery_page(stored).encode("utf-8"))
+    stored, rows = stored_figures(root), [number_cells(band, *found) for band, found in stored_numbers(root).items()]
+    write_file(folder / "README.md", readme(stored, rows).encode("utf-8"))
+    write_file(folder / "index.html", gallery_page(stored, rows).encode("utf-8"))
     return len(new)
 
 
-def show_seconds(seconds):
-    """0.42 -> "0.4 s", 12.3 -> "12 s", 200 -> "3 min 20 s"; None -> "?"."""
-    if seconds is None or seconds < 9.95:
-        return "?" if seconds is None else f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def part_title(part):
-    """2 -> "Part 2: Training a tiny language model"."""
-    return f"Part {part}: {PART_TITLES[part]}"
-
-
-def markdown(text):
-    """Plain text as Markdown: what Markdown, HTML or GitHub's $math$ would take as markup gets a backslash."""
-    text = re.sub(r"([\\`*_\[\]<>#&$~|])", r"\\\1", " ".join(text.split()))
-    return re.sub(r"^(\d*)([-+=.)])", r"\1\\\2", text)  # at the start of a line these would open a list
-
-
-def readme(figures):
-    """screenshots/README.md as text. figures: in the order to show."""
-    lines = ["# Figures", "", "Every figure is drawn by one demo and carries its title, caption and command inside the "
-             "PNG file. `python3 generate_screenshots.py` collects them and writes this page, and beside it "
-             "`index.html`, the same gallery as one file for the browser.", ""]
-    for part, group in itertools.groupby(figures, part_of):
-        lines += [f"## {part_title(part)}", ""]
-        for figure in group:
-            caption = markdown(figure.caption)
-            lines += [f"### {markdown(figure.title)}", "", f"![{caption}]({quote(figure.path.name)})", "", caption, "",
-                      "```bash", figure.command, "```", "", f"Drawn in {show_seconds(figure.seconds)}.", ""]
-    if not figures:
-        lines += ["No figures yet: `python3 generate_screenshots.py --run` draws them.", ""]
-    return "\n".join(lines)
-
-
-PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy"
-  content="default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'">
-<title>LLM from Scratch (PyTorch): the figures</title>
-<style>
-:root { color-scheme: light dark; --page: #f4f5f7; --card: #fff; --text: #1d2430; --soft: #566072; --line: #d5dae2;
-  --accent: #005a92; --code: #eef1f5; }
-@media (prefers-color-scheme: dark) { :root { --page: #12151b; --card: #1c212a; --text: #e7eaf0; --soft: #a9b3c3;
-  --line: #353d4b; --accent: #7cc4f5; --code: #12151b; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 84rem; padding: 1rem clamp(1rem, 3vw, 2.5rem) 3rem; background: var(--page);
-  color: var(--text); font: 1rem/1.55 system-ui, sans-serif; overflow-wrap: anywhere; }
-h1, h2, h3 { line-height: 1.25; text-wrap: balance; }
-h1 { margin: .5rem 0; font-size: clamp(1.5rem, 5vw, 2rem); }
-h2 { margin: 2.5rem 0 1rem; } h3 { margin: 0 0 .75rem; font-size: 1.1rem; }
-a { color: var(--accent); }
-:focus-visible { outline: 3px solid var(--accent); outline-offset: 3px; border-radius: 4px; }
-main:focus { outline: none; }
-.skip { position: absolute; left: -100vw; } .skip:focus { position: static; }
-nav ul { display: flex; flex-wrap: wrap; gap: .5rem; margin: 1rem 0; padding: 0; list-style: none; }
-nav a { display: block; padding: .4rem .8rem; border: 1px solid var(--line); border-radius: 99px;
-  background: var(--card); text-decoration: none; }
-nav a:hover { border-color: var(--accent); }
-.grid { display: grid; gap: 1.25rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 28rem), 1fr)); }
-article { min-width: 0; padding: 1rem; border: 1px solid var(--line); border-radius: 10px; background: var(--card);
-  scroll-margin-top: 1rem; }
-article:target { grid-column: 1 / -1; border-color: var(--accent); }
-figure { margin: 0; }
-figcaption { margin-top: .75rem; }
-.open { display: block; cursor: zoom-in; }
-img { display: block; max-width: 100%; height: auto; border-radius: 6px; background: #fff; }
-.open img { margin: 0 auto; padding: .4rem; }
-pre { margin: .75rem 0 .4rem; padding: .5rem .75rem; border-radius: 6px; background: var(--code);
-  white-space: pre-wrap; }
-code { font: .9rem/1.5 ui-monospace, Consolas, monospace; }
-.soft { margin: 0; color: var(--soft); font-size: .9rem; }
-dialog { max-width: 96vw; max-height: 96vh; padding: .75rem; border: 1px solid var(--line); border-radius: 10px;
-  background: var(--card); color: var(--text); }
-dialog::backdrop { background: rgb(0 0 0 / .7); }
-dialog div { overflow: auto; max-height: 82vh; }
-dialog img { max-width: none; }
-button { margin-bottom: .75rem; padding: .4rem 1rem; font: inherit; }
-</style>
-</head>
-<body id="top">
-<a class="skip" href="#figures">Skip to the figures</a>
-<header>
-<h1>LLM from Scratch (PyTorch): the figures</h1>
-<p>Every figure is drawn by one demo; under it stands what it shows and the command that draws it. Choose a figure to
-see it at full size.</p>
-<nav aria-label="Parts"><ul>
-$links
-</ul></nav>
-</header>
-<main id="figures" tabindex="-1">
-$sections
-</main>
-<footer><p><a href="#top">Back to the top</a></p></footer>
-<dialog aria-label="The figure at full size"><form method="dialog"><button>Close</button></form>
-<div tabindex="0" role="group" aria-label="Figure, scrollable"></div></dialog>
-<script>
-// A figure opens in a dialog, which brings Esc, Tab and the way back. Without script its link widens it in the page.
-const dialog = document.querySelector("dialog");
-document.addEventListener("click", (event) => {
-  const link = event.target.closest("a.open");
-  if (link && !event.ctrlKey && !event.metaKey && !event.shiftKey) {
-    event.preventDefault();
-    dialog.querySelector("div").replaceChildren(link.querySelector("img").cloneNode());
-    dialog.showModal();
-  } else if (event.target === dialog) dialog.close();
-});
-</script>
-</body>
-</html>
-""")
-SECTION = Template("""<section aria-labelledby="part-$part"><h2 id="part-$part">$title</h2><div class="grid">
-$cards
-</div></section>""")
-CARD = Template("""<article id="$anchor"><h3>$title</h3>
-<figure><a class="open" href="#$link"><img alt="$caption" src="data:image/png;base64,$image"></a>
-<figcaption>$caption</figcaption></figure>
-<pre><code>$command</code></pre><p class="soft">Drawn in $seconds</p></article>""")
-
-
-def gallery_page(figures):
-    """screenshots/index.html as text, with the images inside. figures: in the order to show."""
-    links, sections = [], []
-    for part, group in itertools.groupby(figures, part_of):
-        title = escape(part_title(part))
-        cards = [CARD.substitute(
-            anchor=escape(figure.path.stem), link=quote(figure.path.stem), title=escape(figure.title),
-            caption=escape(figure.caption), command=escape(figure.command), seconds=show_seconds(figure.seconds),
-            image=base64.b64encode(figure.data).decode("ascii")) for figure in group]
-        links.append(f'<li><a href="#part-{part}">{title}</a></li>')
-        sections.append(SECTION.substitute(part=part, title=title, cards="\n".join(cards)))
-    empty = "<p>No figures yet: <code>python3 generate_screenshots.py --run</code> draws them.</p>"
-    return PAGE.substitute(links="\n".join(links), sections="\n".join(sections) or empty)
+def stored_numbers(root):
+    """{Band: (value, device)} of every number that the runs here gave, or else that screenshots/numbers.json remembers."""
+    remembered, found = read_json(root / NUMBERS), {}
+    for band in load_bands(root):
+        key = f"part_{band.part}/{band.source} {band.metric}"
+        if (here := measured(root, band)) is not None:
+            remembered[key] = list(here)
+        if key in remembered:
+            found[band] = tuple(remembered[key])
+    if found:
+        write_json(root / NUMBERS, remembered)
+    return found
 
 
 # --- Running the scripts ---------------------------------------------------------------------------------------------
@@ -358,22 +237,25 @@ def select(root, words, scripts):
     return [script for script in scripts.values() if script.path in chosen or not words]
 
 
+def read_json(path):
+    """The dict in a JSON file; {} when there is none, or it is damaged: all that is kept so is measured again."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_json(path, content):
+    """A dict as a JSON file, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, (json.dumps(content, indent=1, sort_keys=True) + "\n").encode("utf-8"))
+
+
 def read_seconds(root):
     """How long each script took when it last ran, {path: seconds}; with the figures in git, so that a first run can say
     what to expect."""
-    try:
-        content = json.loads((root / SECONDS).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # only an estimate for the bar: absent or damaged, it is measured again
-        return {}
-    times = content if isinstance(content, dict) else {}
-    return {path: seconds for path, seconds in times.items() if isinstance(seconds, (int, float))}
-
-
-def write_seconds(root, script, seconds):
-    """Note how long a script took."""
-    (root / SECONDS).parent.mkdir(exist_ok=True)
-    times = {**read_seconds(root), script.path: round(seconds, 1)}
-    write_file(root / SECONDS, (json.dumps(times, indent=1, sort_keys=True) + "\n").encode("utf-8"))
+    return {path: seconds for path, seconds in read_json(root / SECONDS).items() if isinstance(seconds, (int, float))}
 
 
 def expected_seconds(root, script, stored):
@@ -382,15 +264,17 @@ def expected_seconds(root, script, stored):
     return read_seconds(root).get(script.path, max(drawn, default=None))
 
 
-def run_child(root, script, log, tick):
-    """Run `script` from the root with its output in the file `log`, calling tick(seconds) on the way.
+def run_child(root, words, log, tick, one_thread=False):
+    """Run the script and flags `words` from the root, with their output in the file `log`, calling tick(seconds) meanwhile.
 
-    Returns the exit code. The child does not outlive this call, Ctrl-C included.
+    Returns the exit code. The child does not outlive this call, Ctrl-C included; a signal lets a trainer save first.
     """
-    started = time.monotonic()
+    started, environment = time.monotonic(), {**os.environ, "PYTHONIOENCODING": "utf-8"}
+    if one_thread:
+        environment["OMP_NUM_THREADS"] = "1"
     with open(log, "wb") as output:
-        child = subprocess.Popen([sys.executable, script.path], cwd=root, stdin=subprocess.DEVNULL, stdout=output,
-                                 stderr=subprocess.STDOUT, env={**os.environ, "PYTHONIOENCODING": "utf-8"})
+        child = subprocess.Popen([sys.executable, *words], cwd=root, stdin=subprocess.DEVNULL, stdout=output,
+                                 stderr=subprocess.STDOUT, env=environment)
         try:
             while True:
                 tick(time.monotonic() - started)
@@ -400,21 +284,27 @@ def run_child(root, script, log, tick):
                     pass
         finally:
             if child.poll() is None:
-                child.kill()
-                child.wait()
+                child.terminate()
+                try:
+                    child.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    child.kill()
+                    child.wait()
 
 
-def run_one(root, script, tick):
-    """Run `script`. Returns (the figures it drew, seconds); ScriptFailed, with its last lines, when it did not succeed.
+def run_one(root, script, tick, flags=(), quick=False):
+    """Run `script` with `flags`. Returns (the figures it drew, seconds); ScriptFailed, with its last lines, when it did not
+    succeed.
 
-    Its figures in out/ that this run did not draw again are removed: the present code makes them no more.
+    Its figures in out/ (with `quick` in out/quick) that this run did not draw again are removed: the present code makes
+    them no more.
     """
-    out = root / f"part_{script.part}" / "out"
-    out.mkdir(exist_ok=True)
+    out = root / f"part_{script.part}" / "out" / ("quick" if quick else "")
+    out.mkdir(parents=True, exist_ok=True)
     log = out / f"{Path(script.name).stem}.log"
     before = {path: path.stat().st_mtime_ns for path in out.glob("*.png")}
     started = time.monotonic()
-    code = run_child(root, script, log, tick)
+    code = run_child(root, [script.path, *flags, *(["--quick"] if quick else [])], log, tick, one_thread=quick)
     seconds = time.monotonic() - started
     if code != 0:
         lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]
@@ -424,34 +314,87 @@ def run_one(root, script, tick):
     new = [path for path in sorted(out.glob("*.png")) if path.stat().st_mtime_ns != before.get(path)]
     figures = [figure for figure in (read_figure(root, path) for path in new) if figure.script == script.path]
     for figure in drawn_figures(root, script.part, strict=False):
-        if figure.script == script.path and figure.path in before and figure.path not in new:
+        if not quick and figure.script == script.path and figure.path in before and figure.path not in new:
             figure.path.unlink()
-    write_seconds(root, script, seconds)
     return figures, seconds
 
 
-def show_tick(bar, script, expected, seconds):
-    bar.set_description_str(f"part {script.part} {script.name} {show_seconds(seconds)} {expected}")
+def run_and_record(root, script, tick, mark):
+    """Run `script` with its defaults and keep a record of it. Returns (the figures it drew, seconds); as `run_one`.
+
+    mark: its fingerprint. A trainer that was cut off with the same fingerprint, and can resume, goes on.
+    """
+    record_file, runs = up_to_date.record_path(root, script.path), root / f"part_{script.part}" / "runs"
+    was_begun = up_to_date.read_record(root, script.path).get("begun") == mark
+    flags = []
+    if was_begun and "--resume auto" in docstring_of(root / script.path):
+        begun = record_file.stat().st_mtime_ns  # a run that was there before may be another's
+        own = [path for path in runs.glob("*/config.json") if "quick" not in path.parent.name]
+        if any(path.stat().st_mtime_ns >= begun for path in own):
+            flags = ["--resume", "auto"]
+    if not flags:
+        write_json(record_file, {"begun": mark})
+    started = time.time_ns()
+    figures, seconds = run_one(root, script, tick, flags)
+    outputs = [figure.path for figure in figures]
+    if not script.is_demo:
+        outputs += [path for pattern in ("*/best.pt", "*/*.tiktoken") for path in runs.glob(pattern)
+                    if path.stat().st_mtime_ns >= started]
+    write_json(record_file, {"fingerprint": mark, "outputs": {
+        path.relative_to(root).as_posix(): up_to_date.hash_of_file(path) for path in sorted(outputs)}})
+    write_json(root / SECONDS, {**read_seconds(root), script.path: round(seconds, 1)})
+    return figures, seconds
 
 
-def run_all(root, scripts, keep_going):
-    """Run `scripts` in order; after each part collect the figures of those that succeeded.
+def docstring_of(path):
+    """The docstring of a Python file; empty when it cannot be read as one."""
+    try:
+        return ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    except SyntaxError:
+        return ""
 
-    Returns (number of figures collected, [scripts that failed]). Unless keep_going, nothing runs after a failure.
+
+def show_tick(bar, script, expected, left, seconds):
+    """Tell on the bar what runs, for how long, and how long the rest will take, itself included."""
+    rest = max(0.0, left - seconds)
+    bar.set_description_str(f"part {script.part} {script.name} {show_seconds(seconds)} {expected}, "
+                            f"then {show_seconds(rest)} in all")
+
+
+def progress_bar(n):
+    """A bar for `n` scripts; none unless on a terminal."""
+    return tqdm(total=n, disable=None, leave=False, dynamic_ncols=True, bar_format="{n_fmt}/{total_fmt} |{bar:16}| {desc}")
+
+
+def run_all(root, scripts, before, keep_going, fresh):
+    """Run `scripts` in order, but for those that are up to date unless `fresh`; after each part collect the figures of
+    those that succeeded.
+
+    before: {path: the trainers before it} of all scripts. Returns (number of figures collected, [scripts that failed]).
+    Unless keep_going, nothing runs after a failure.
     """
     stored, count, failed = stored_figures(root), 0, []
-    with tqdm(total=len(scripts), disable=None, leave=False, dynamic_ncols=True,
-              bar_format="{n_fmt}/{total_fmt} |{bar:16}| {desc}") as bar:  # disable=None: no bar unless on a terminal
+    times = {script: expected_seconds(root, script, stored) for script in scripts}
+    with progress_bar(len(scripts)) as bar:
         for _, group in itertools.groupby(scripts, lambda script: script.part):
             drawn = {}
             for script in group:
-                head = f"[{scripts.index(script) + 1}/{len(scripts)}] {script.path} ..."
-                expected = f"(expected {show_seconds(expected_seconds(root, script, stored))})"
+                i = scripts.index(script)
+                head = f"[{i + 1}/{len(scripts)}] {script.path} ..."
+                mark = up_to_date.fingerprint(root, script.path, before[script.path])
+                if not fresh and up_to_date.is_up_to_date(root, script.path, mark):
+                    say(f"{head} up to date")
+                    drawn[script.path] = [figure for figure in drawn_figures(root, script.part, strict=False)
+                                          if figure.script == script.path]
+                    bar.update()
+                    continue
+                left = sum(times[one] or 0.0 for one in scripts[i:])
+                expected = f"(expected {show_seconds(times[script])})"
                 if bar.disable:
                     say(f"{head} {expected}")
                 try:
-                    drawn[script.path], seconds = run_one(
-                        root, script, functools.partial(show_tick, bar, script, expected))
+                    drawn[script.path], seconds = run_and_record(
+                        root, script, functools.partial(show_tick, bar, script, expected, left), mark)
                     say(f"{head} {show_seconds(seconds)} {expected}")
                 except (ScriptFailed, InputError) as error:
                     failed.append(script)
@@ -465,6 +408,45 @@ def run_all(root, scripts, keep_going):
     return count, failed
 
 
+def run_quick(root, scripts, keep_going):
+    """Run `scripts` with --quick: the trainers in order, then the demos, a few at a time on a thread each.
+
+    Returns ({script: (number of figures, seconds)}, [scripts that failed]). Nothing is collected.
+    """
+    done, failed, stop = {}, [], threading.Event()
+
+    def tick(seconds):
+        if stop.is_set():
+            raise KeyboardInterrupt
+
+    with progress_bar(len(scripts)) as bar, ThreadPoolExecutor(QUICK_AT_A_TIME) as pool:
+        def run(script):
+            if stop.is_set():
+                return
+            bar.set_description_str(f"part {script.part} {script.name} --quick")
+            try:
+                figures, seconds = run_one(root, script, tick, quick=True)
+                done[script] = len(figures), seconds
+                say(f"{script.path} --quick ... {show_seconds(seconds)}")
+            except (ScriptFailed, InputError) as error:
+                failed.append(script)
+                say(f"{script.path} --quick ... failed\n{error}")
+                if not keep_going:
+                    stop.set()
+            except KeyboardInterrupt:  # the others' end
+                pass
+            bar.update()
+
+        try:
+            for script in scripts:
+                if not script.is_demo:
+                    run(script)
+            list(pool.map(run, [script for script in scripts if script.is_demo]))
+        finally:
+            stop.set()
+    return done, failed
+
+
 # --- The command line ------------------------------------------------------------------------------------------------
 
 def collect_all(root):
@@ -473,6 +455,16 @@ def collect_all(root):
     for figure in drawn_figures(root):
         drawn.setdefault(figure.script, []).append(figure)
     return collect(root, drawn)
+
+
+def trainers_before(scripts):
+    """{path: the paths of the trainers that come before it} for all `scripts`, a dict in order."""
+    before, trainers = {}, []
+    for script in scripts.values():
+        before[script.path] = tuple(trainers)
+        if not script.is_demo:
+            trainers.append(script.path)
+    return before
 
 
 def report(root, scripts, count):
@@ -487,6 +479,50 @@ def report(root, scripts, count):
             print(f"screenshots/{figure.path.name} is by {figure.script}, which is not here; renamed? delete it")
 
 
+def print_table(root, results, numbers):
+    """A line for each part: its scripts, their minutes, its figures, and the one number that it is about.
+
+    results: {script: (number of figures, seconds)}; numbers: {Band: (value, device)}, of which a part's first is shown.
+    """
+    print(f"\n{'part':32s}{'scripts':>8s}{'minutes':>9s}{'figures':>9s}   number")
+    total = [0, 0.0, 0]
+    for part, group in itertools.groupby(results, lambda script: script.part):
+        own = [results[script] for script in group]
+        sums = [len(own), sum(seconds for _, seconds in own) / 60, sum(n for n, _ in own)]
+        total = [a + b for a, b in zip(total, sums)]
+        first = next(((band, found) for band, found in numbers.items() if band.part == part), None)
+        shown = f"{first[0].label} {show_number(first[1][0])}" if first else ""
+        print(f"{f'{part} {PART_TITLES[part]}':32s}{sums[0]:8d}{sums[1]:9.1f}{sums[2]:9d}   {shown}".rstrip())
+    print(f"{'all':32s}{total[0]:8d}{total[1]:9.1f}{total[2]:9d}")
+
+
+def verify(root):
+    """Print each number of the last run beside its band, and of those outside what that usually means. Returns how many lie
+    outside. InputError when there is none at all."""
+    bands = load_bands(root)
+    found = {band: measured(root, band) for band in bands}
+    if not any(found.values()):
+        raise InputError(f"there are no numbers to verify yet; {RUN} makes them")
+    n_outside = 0
+    print(f"{'lesson':8s}{'number':52s}{'here':>10s}  {'usual':20s}")
+    for band, here in found.items():
+        usual = f"{show_number(band.low)} to {show_number(band.high)}"
+        if here is None:
+            print(f"{band.lesson:8s}{band.label:52s}{'-':>10s}  {usual:20s}not run yet: {band.command}")
+            continue
+        value, device = here
+        other = "" if device == band.device else f" (measured on {device}, the band on {band.device})"
+        print(f"{band.lesson:8s}{band.label:52s}{show_number(value):>10s}  {usual:20s}{band.place(value)}{other}")
+        if band.place(value) != "inside":
+            n_outside += 1
+            print(textwrap.fill(f"{band.meaning(value)} See lesson {band.lesson}: part_{band.part}/README.md", 110,
+                                initial_indent=" " * 8, subsequent_indent=" " * 8))
+    n_found = sum(here is not None for here in found.values())
+    print(f"{n_found - n_outside} of {n_found} numbers lie inside their bands"
+          + (f"; {len(found) - n_found} not run yet" if n_found < len(found) else ""))
+    return n_outside
+
+
 def parse(argv):
     """The flags; an error in them ends in one line and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False, prog="generate_screenshots.py",
@@ -494,32 +530,50 @@ def parse(argv):
     parser.error = lambda message: parser.exit(2, f"{parser.prog}: error: {message} (--help lists the flags)\n")
     parser.add_argument("--run", nargs="*", metavar="PART_OR_SCRIPT",
                         help="run these first, e.g. 1, part_1 or part_1/demo_heads.py; without a name all")
+    parser.add_argument("--fresh", action="store_true", help="with --run: run also what is up to date")
+    parser.add_argument("--quick", action="store_true",
+                        help="with --run: every script with --quick, in minutes; nothing is collected")
     parser.add_argument("--keep-going", action="store_true", help="with --run: go on after a script that fails")
+    parser.add_argument("--verify", action="store_true", help="compare the last run's numbers with their bands")
     options = parser.parse_args(argv)
-    if options.keep_going and options.run is None:
-        parser.error("--keep-going needs --run")
+    for flag in ("keep_going", "fresh", "quick"):
+        if getattr(options, flag) and options.run is None:
+            parser.error(f"--{flag.replace('_', '-')} needs --run")
+    if options.quick and (options.verify or options.fresh):
+        parser.error(f"--quick goes without {'--verify: its numbers say nothing' if options.verify else '--fresh'}")
     return options
 
 
 def main(argv=None, root=ROOT):
-    """Run and collect as the flags say, in the repository at `root`. Returns the exit code."""
-    options, root, failed = parse(argv), Path(root).resolve(), []
+    """Run, collect and verify as the flags say, in the repository at `root`. Returns the exit code."""
+    options, root, failed, n_outside = parse(argv), Path(root).resolve(), [], 0
     try:
         scripts = find_scripts(root)
-        if options.run is None:
-            count = collect_all(root)
-        else:
-            count, failed = run_all(root, select(root, options.run, scripts), options.keep_going)
-        report(root, scripts, count)
+        chosen = select(root, options.run or [], scripts)
+        if options.quick:
+            results, failed = run_quick(root, chosen, options.keep_going)
+            print_table(root, {script: results[script] for script in chosen if script in results}, {})
+            print("quick runs only show that all works: their figures, in part_N/out/quick, say so, and are not collected")
+        elif options.run is not None:
+            count, failed = run_all(root, chosen, trainers_before(scripts), options.keep_going, options.fresh)
+            report(root, scripts, count)
+            seconds, drawn = read_seconds(root), [figure.script for figure in drawn_figures(root, strict=False)]
+            print_table(root, {script: (drawn.count(script.path), seconds.get(script.path, 0.0)) for script in chosen},
+                        stored_numbers(root))
+        elif not options.verify:
+            report(root, scripts, collect_all(root))
+        if options.verify:
+            n_outside = verify(root)
     except InputError as error:
         print(f"generate_screenshots.py: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("generate_screenshots.py: stopped by Ctrl-C", file=sys.stderr)
+        again = "; the same command goes on from here" if options.run is not None else ""
+        print(f"generate_screenshots.py: stopped by Ctrl-C{again}", file=sys.stderr)
         return 130
     if failed:
         print(f"{len(failed)} failed: {', '.join(script.path for script in failed)}", file=sys.stderr)
-    return 1 if failed else 0
+    return 1 if failed or n_outside else 0
 
 
 if __name__ == "__main__":

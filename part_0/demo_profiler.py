@@ -126,6 +126,7 @@ def main(config):
           f"the step reaches {floor / seconds:.0%} of the peak (MFU)")
     save_figure(draw(groups, floor * 1e3, config, device), figure_path(__file__, "profiler", config.quick),
                 title="Where the time of a training step goes", command=command_line(__file__, config),
+                numbers={"mfu": floor / seconds, "device": device.type},
                 caption="Time of one training step of a small Transformer by kind of operator, split into forward, "
                         "backward and optimizer, with the most expensive operators named. The dashed line is how long "
                         "the step's matrix products (6ND FLOPs) would take at this machine's measured peak.")

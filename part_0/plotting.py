@@ -3,12 +3,14 @@
 A figure leaves its folder: it is copied into a report, opened a year later, looked at without the code. So what it shows
 and how it was made travel inside it, as text chunks of the PNG file (PNG specification, section 11.3.3):
 
-    Title, Description (the caption), Command, Seconds (from the start of the script to the saving of this figure)
+    Title, Description (the caption), Command, Seconds (from the start of the script to the saving of this figure),
+    Numbers (if there are any to compare with part_N/expected.json: a JSON object)
 
 `generate_screenshots.py` builds its gallery from nothing else. Figures are files here, never windows: the Agg backend
 needs no display.
 """
 
+import json
 import os
 import time
 from pathlib import Path
@@ -81,16 +83,22 @@ def text_chunks(texts):
     return info
 
 
-def save_figure(fig, path, *, title, caption, command):
+def save_figure(fig, path, *, title, caption, command, numbers=None):
     """Write `fig` as a PNG with its title above it and title, caption and command in its text chunks; then close it.
 
-    path: where to, its folder is made. The file appears whole or not at all. Returns the path.
+    path: where to, its folder is made; in a folder `quick` the figure says across its face that it shows a quick run.
+    numbers: a dict of floats, and the device ("cpu", "cuda", "mps") that they were measured on, kept with the figure. The
+    file appears whole or not at all. Returns the path.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    if path.parent.name == "quick":
+        fig.text(0.5, 0.5, "quick run", ha="center", va="center", rotation=25, fontsize=60, color="grey", alpha=0.25)
     fig.suptitle(title, parse_math=False)  # a title may quote a text, whatever dollar signs stand in it
     chunks = {"Title": title, "Description": caption, "Command": command,
               "Seconds": f"{time.perf_counter() - _STARTED:.1f}"}
+    if numbers is not None:
+        chunks["Numbers"] = json.dumps(numbers)
     temporary = path.with_suffix(".png.tmp")
     try:
         fig.savefig(temporary, format="png")

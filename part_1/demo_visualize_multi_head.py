@@ -42,6 +42,7 @@ class Config:
 
 
 def train(model, config):
+    """Train on fresh sequences; returns the share of repeated letters that the last batch foresaw."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps + 1, pct_start=0.1)
     bar = tqdm(range(config.steps), unit="step", disable=None)
@@ -55,8 +56,9 @@ def train(model, config):
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
-    accuracy = (logits[known].argmax(-1) == tokens[:, 1:][known]).float().mean()
+    accuracy = (logits[known].argmax(-1) == tokens[:, 1:][known]).float().mean().item()
     print(f"after {config.steps} steps: {accuracy:.1%} of the repeated letters foreseen (chance {1 / len(ALPHABET):.1%})")
+    return accuracy
 
 
 def trace_shapes(layer, x):
@@ -76,7 +78,7 @@ def main(config):
         print(f"{name:32s} {tuple(tensor.shape)}")
     sentence = torch.tensor([[ALPHABET.index(letter) for letter in config.sentence]])
     untrained = model.attention_weights(sentence)[:, 0]  # (2, H, T, T)
-    train(model, config)
+    accuracy = train(model, config)
     trained = model.attention_weights(sentence)[:, 0]
     tokens, periods = repeating_sequences(64)
     layer_1, layer_2 = model.attention_weights(tokens)
@@ -103,7 +105,7 @@ def main(config):
                 "diagonal), and heads of layer 2 look at what followed when this letter came before: where a phrase comes "
                 "again, its first time lights up. The numbers are the mean weight on that pattern in fresh sequences (layer "
                 "1: among as many tokens as the sentence has).",
-        command=command_line(__file__, config))
+        command=command_line(__file__, config), numbers={"accuracy": accuracy, "device": "cpu"})
     print(path)
 
 

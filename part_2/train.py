@@ -200,7 +200,7 @@ def main(config, model_class=GPT):
 
     merit = figures_of_merit(split_losses(model, val_tokens, dtype=dtype), len(val_tokens) - 1)
     summary = {**merit, "best_val_loss": best, "steps": config.steps, "tokens": config.steps * tokens_per_step,
-               "params": model.n_params(), "seconds": seconds,
+               "params": model.n_params(), "seconds": seconds, "device": device.type,
                "tokens_per_second": config.steps * tokens_per_step / seconds}
     write_json(out / "summary.json", summary)
     print(f"the run is in {out}; look at it with: python3 part_2/demo_training.py"

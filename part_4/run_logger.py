@@ -111,7 +111,7 @@ class RunLogger:
             write_json(Path(self.out) / "summary.json", summary)
             flags = {name: value if isinstance(value, (bool, int, float, str)) else str(value)
                      for name, value in dataclasses.asdict(self.config).items()}
-            final = {f"final/{name}": value for name, value in summary.items() if value is not None}
+            final = {f"final/{name}": value for name, value in summary.items() if isinstance(value, (int, float))}
             self.tensorboard.add_hparams(flags, final, run_name=".")
             if self.wandb:
                 self.wandb.summary.update(summary)

@@ -176,7 +176,8 @@ def train(config, device, dtype, process, corpus, found, stop, auxiliary_loss=No
 
     summary = {**final_figures(model, val_tokens, tokenizer, dtype, config), "best_val_loss": now.best,
                "steps": config.steps, "tokens": config.steps * tokens_per_step, "params": n_params, "seconds": now.seconds,
-               "tokens_per_second": config.steps * tokens_per_step / now.seconds, "save_seconds": now.save_seconds}
+               "tokens_per_second": config.steps * tokens_per_step / now.seconds, "save_seconds": now.save_seconds,
+               "device": device.type}
     logger.finish(summary)
     logger.close()
     say(f"the run is in {out}; look at it with: python3 part_4/demo_training_run.py --run {out}")

@@ -175,7 +175,7 @@ def train(config, device, dtype, base, tokenizer, base_state, examples, replayed
     model, tokenizer, _ = load_model(out / "best.pt", device)
     summary = {**answer_figures(model, tokenizer, examples.val, config.block_size, dtype), "best_val_loss": now.best,
                "steps": config.steps, "tokens": now.tokens, "params": n_params, "seconds": now.seconds,
-               "tokens_per_second": now.tokens / now.seconds, **before,
+               "tokens_per_second": now.tokens / now.seconds, "device": device.type, **before,
                **base_loss(model, base_state, dtype, "after", say),
                **task_scores(model, tokenizer, tasks, "after")}
     logger.finish(summary)

@@ -210,7 +210,7 @@ def train(config, device, dtype, policy, tokenizer, pairs, encoded, data_hash, r
     save_checkpoint(out / "best.pt", {**best, "model": model.state_dict()})
     summary = {"val_loss": now.best, "bits_per_byte": None, "best_step": now.best_step, "steps": config.steps,
                "tokens": now.tokens, "params": model.n_params(), "seconds": now.seconds,
-               "tokens_per_second": now.tokens / now.seconds}
+               "tokens_per_second": now.tokens / now.seconds, "device": device.type}
     if config.data == POLICY:
         say("held-out pairs and stories")
         summary |= final_figures(model, tokenizer, policy, config.n_test, config.temperature, config.seed)

@@ -234,7 +234,7 @@ def train(config, model, stages, resumed, path, stop):
     say("held-out prompts")
     summary = {**reference_loss(model.policy, stages.tokenizer, config.data == TASKS), "steps": config.steps,
                "tokens": now.tokens, "params": model.policy.n_params(), "seconds": now.seconds,
-               "tokens_per_second": now.tokens / now.seconds, **before,
+               "tokens_per_second": now.tokens / now.seconds, "device": device.type, **before,
                **held_out_figures(model.policy, stages, config.block_size, config.seed, "after")}
     logger.finish(summary)
     logger.close()

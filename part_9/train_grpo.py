@@ -226,7 +226,7 @@ def train(config, device, dtype, process, policy, stages, reward, resumed, path,
         say("held-out prompts")
         summary = {**reference_loss(policy, stages.tokenizer, config.data == TASKS), "steps": config.steps,
                    "tokens": now.tokens, "params": policy.n_params(), "seconds": now.seconds,
-                   "tokens_per_second": now.tokens / now.seconds, **before,
+                   "tokens_per_second": now.tokens / now.seconds, "device": device.type, **before,
                    **held_out_figures(policy, stages, config.block_size, config.seed, "after", reward.of_texts)}
         logger.finish(summary)
         logger.close()

@@ -49,7 +49,8 @@ addEventListener("load", () => {
     columns: new Set(all("article").map((card) => card.getBoundingClientRect().left)).size,
     stops: all("a, button, [tabindex]").filter((node) => node.tabIndex >= 0 && !dialog.contains(node))
       .map((node) => [node.tabIndex, node.getAttribute("href")]),
-    texts: all("body > header p, h1, h2, h3, nav a, figcaption, pre code, .soft, footer a").map((node) =>
+    cells: all("td").map((cell) => cell.textContent),
+    texts: all("body > header p, h1, h2, h3, nav a, th, td, figcaption, pre code, .soft, footer a").map((node) =>
       [getComputedStyle(node).color, ground(node)]),
   };
   parent.postMessage(JSON.stringify(report), "*");
@@ -67,8 +68,15 @@ addEventListener("message", (event) => {{
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """screenshots/ as the collector writes it for three figures, with a copy of the page that reports on itself."""
+    """screenshots/ as the collector writes it for three figures and a number, with a copy of the page that reports on
+    itself."""
     root = tmp_path_factory.mktemp("repository")
+    run = root / "part_2" / "runs" / "train"
+    run.mkdir(parents=True)
+    (run / "summary.json").write_text('{"val_loss": 1.3, "device": "cpu"}')
+    (root / "part_2" / "expected.json").write_text(json.dumps([dict(
+        metric="val_loss", label="validation loss, nats per byte, and " + "a long name " * 9, source="runs/train", low=1.2,
+        high=1.4, command="python3 part_2/train.py", device="cpu", seeds=[1.3] * 3, lesson="2.4", below="b", above="a")]))
     for part, name, caption in [(1, "heads", NASTY), (1, "masks", "Plain."), (2, "loss", "Falls.")]:
         fig, ax = plt.subplots()
         ax.plot([1, 2, 3])
@@ -145,7 +153,11 @@ def test_a_phone_gets_one_column_and_a_desk_more(view):
 
 def test_every_link_is_a_tab_stop_in_reading_order(view):
     assert view[0]["stops"] == [[0, link] for link in (
-        "#figures", "#part-1", "#part-2", "#part_1_heads", "#part_1_masks", "#part_2_loss", "#top")]
+        "#figures", "#numbers", "#part-1", "#part-2", None, "#part_1_heads", "#part_1_masks", "#part_2_loss", "#top")]
+
+
+def test_the_numbers_stand_in_a_table(view):
+    assert view[0]["cells"][::2] == ["2.4", "1.300", "inside"] and view[0]["cells"][3] == "1.200 to 1.400"
 
 
 def test_a_figure_opens_at_full_size_and_closing_leads_back_to_it(view):

@@ -15,6 +15,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import generate_screenshots as collector
+from part_0.gallery import markdown
 
 NASTY = 'a < b & "c" | *d_model* $x_1$ <script>alert(1)</script> [l](u) `code` ${title} ≤ é'
 SCRIPT = '''"""{docstring}"""
@@ -242,17 +243,17 @@ def test_the_readme_shows_image_caption_command_and_seconds(pages):
 
 
 def test_the_readme_shows_a_caption_with_markup_as_text(pages):
-    assert f"![{collector.markdown(NASTY)}](part_1_a.png)\n\n{collector.markdown(NASTY)}\n" in pages[0]
+    assert f"![{markdown(NASTY)}](part_1_a.png)\n\n{markdown(NASTY)}\n" in pages[0]
 
 
 def test_markdown_shows_special_characters_as_they_are():
     # CommonMark 0.31, section 2.4: a backslash before ASCII punctuation makes it literal.
-    escaped = collector.markdown(NASTY)
+    escaped = markdown(NASTY)
     for character in "<>&*_$[]`|":
         assert escaped.count(character) == escaped.count("\\" + character) > 0
     for text, expected in {"1. list": "1\\. list", "- list": "\\- list", "+1": "\\+1", "a - 1.": "a - 1.",
                            "a\n# b": "a \\# b"}.items():
-        assert collector.markdown(text) == expected
+        assert markdown(text) == expected
 
 
 def test_the_page_holds_every_figure_inside_and_refers_to_nothing_outside(pages):
@@ -345,6 +346,9 @@ def test_run_takes_parts_and_scripts(tmp_path, words, expected):
     (["--runn"], "--runn"),
     (["1"], "1"),
     (["--keep-going"], "--run"),
+    (["--fresh"], "--run"),
+    (["--quick"], "--run"),
+    (["--run", "--quick", "--verify"], "--verify"),
 ])
 def test_wrong_arguments_end_in_one_line_and_run_nothing(tmp_path, capsys, argv, named):
     several_parts(tmp_path)
@@ -408,7 +412,7 @@ def test_the_measured_time_of_a_trainer_is_remembered(tmp_path, capsys):
     assert "[1/1] part_2/train.py ... (expected ?)" in capsys.readouterr().err.splitlines()
     measured = json.loads((tmp_path / "screenshots" / "seconds.json").read_text())["part_2/train.py"]
     assert 0.2 <= measured < 30
-    assert collector.main(["--run"], tmp_path) == 0
+    assert collector.main(["--run", "--fresh"], tmp_path) == 0
     shown = collector.show_seconds(measured)
     assert f"[1/1] part_2/train.py ... (expected {shown})" in capsys.readouterr().err.splitlines()
 
@@ -511,7 +515,7 @@ def test_ctrl_c_ends_the_running_script_too(tmp_path, monkeypatch, capsys):
             super().__init__(*args, **kwargs)
             children.append(self)
 
-    def press(bar, script, expected, seconds):
+    def press(bar, script, expected, left, seconds):
         if next(started) == 1:
             raise KeyboardInterrupt
 
@@ -521,7 +525,243 @@ def test_ctrl_c_ends_the_running_script_too(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(collector, "show_tick", press)
     assert collector.main(["--run"], tmp_path) == 130
     assert [child.poll() is not None for child in children] == [True]
-    assert capsys.readouterr().err.splitlines()[-1] == "generate_screenshots.py: stopped by Ctrl-C"
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "generate_screenshots.py: stopped by Ctrl-C; the same command goes on from here")
+
+
+# --- Running again ---------------------------------------------------------------------------------------------------
+
+def chain(root):
+    """A trainer, a demo that looks at its run, one of the same part that comes before both, and one of another part."""
+    script(root, "part_1/demo_early.py", "Lesson 1.1", {"early.png": png("python3 part_1/demo_early.py")})
+    script(root, "part_2/train.py", "Lesson 2.1", end="""
+(here.parent / "runs" / "train").mkdir(parents=True, exist_ok=True)
+(here.parent / "runs" / "train" / "best.pt").write_text("trained at " + str(__import__("time").time_ns()))""")
+    script(root, "part_2/demo_look.py", "Lesson 2.2", {"look.png": png("python3 part_2/demo_look.py")}, "import part_2.loss")
+    put(root, "part_2/loss.py", b"import part_1.heads")
+    put(root, "part_1/heads.py", b"N_HEAD = 4")
+
+
+CHAIN = ["part_1/demo_early.py", "part_2/train.py", "part_2/demo_look.py"]
+
+
+def run_again(root, *flags):
+    """The scripts that a further --run runs."""
+    before = len(order(root))
+    assert collector.main(["--run", *flags], root) == 0
+    return order(root)[before:]
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch):
+    chain(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))  # the scripts' own first line does this in the repository
+    assert run_again(tmp_path) == CHAIN
+    return tmp_path
+
+
+def test_what_is_up_to_date_is_not_run_again_unless_asked_for_and_keeps_its_figures(ran, capsys):
+    before = gallery(ran)
+    capsys.readouterr()
+    assert run_again(ran) == []
+    assert gallery(ran) == before and set(before) == {"part_1_early.png", "part_2_look.png"}
+    shown = capsys.readouterr()
+    assert [line for line in shown.err.splitlines() if "up to date" in line] == [
+        f"[{i}/3] {path} ... up to date" for i, path in enumerate(CHAIN, 1)]
+    assert run_again(ran, "1", "--fresh") == CHAIN[:1]
+    assert run_again(ran, "--fresh") == CHAIN
+
+
+@pytest.mark.parametrize("path, change, expected", [
+    ("part_1/demo_early.py", "\nX = 1", CHAIN[:1]),
+    ("part_2/loss.py", "\nX = 1", CHAIN[2:]),
+    ("part_1/heads.py", "\nX = 1", CHAIN[2:]),  # which loss.py imports
+    ("part_1/heads.py", "\n# a comment", []),
+    ("part_2/train.py", "\nX = 1", CHAIN[1:]),  # what it trains is another model now
+    ("part_2/runs/train/best.pt", "by hand", CHAIN[1:]),
+    ("part_2/out/look.png", "drawn over", CHAIN[2:]),
+    ("part_1/out/demo_early.json", "damaged", CHAIN[:1]),
+])
+def test_what_code_or_input_has_changed_runs_again(ran, path, change, expected):
+    with open(ran / path, "a") as file:
+        file.write(change)
+    if path.endswith(".png"):  # a damaged figure would be refused
+        (ran / path).write_bytes(png("python3 part_2/demo_look.py --steps 1"))
+    assert run_again(ran) == expected
+
+
+def test_a_figure_or_run_that_was_removed_is_made_again(ran):
+    (ran / "part_1" / "out" / "early.png").unlink()
+    (ran / "part_2" / "runs" / "train" / "best.pt").unlink()
+    assert run_again(ran) == CHAIN
+
+
+def test_after_a_failure_the_run_goes_on_where_it_was(tmp_path):
+    chain(tmp_path)
+    good = (tmp_path / "part_2" / "train.py").read_bytes()
+    put(tmp_path, "part_2/train.py", good + b"\nraise SystemExit(3)")
+    assert collector.main(["--run"], tmp_path) == 1
+    put(tmp_path, "part_2/train.py", good)
+    (tmp_path / "part_2" / "demo_look.py").write_text("'''Lesson 2.2 - nothing to import.'''")
+    assert run_again(tmp_path) == CHAIN[1:2]
+
+
+@pytest.mark.parametrize("docstring, expected", [("Lesson 2.1, with --resume auto", "['--resume', 'auto']"),
+                                                 ("Lesson 2.1", "[]")])
+def test_a_trainer_that_was_cut_off_goes_on_if_it_can(tmp_path, docstring, expected):
+    script(tmp_path, "part_2/train.py", docstring, end="""
+print(sys.argv[1:])
+(here.parent / "runs" / "train").mkdir(parents=True, exist_ok=True)
+(here.parent / "runs" / "train" / "config.json").write_text("{}")
+if not pathlib.Path("second").exists():
+    raise SystemExit(1)""")
+    log = tmp_path / "part_2" / "out" / "train.log"
+    assert collector.main(["--run"], tmp_path) == 1
+    assert log.read_text().strip() == "[]"
+    put(tmp_path, "second", b"")
+    assert collector.main(["--run"], tmp_path) == 0
+    assert log.read_text().strip() == expected
+    assert collector.main(["--run", "--fresh"], tmp_path) == 0  # it ended: the next begins anew
+    assert log.read_text().strip() == "[]"
+
+
+def test_a_trainer_that_was_cut_off_before_its_run_began_does_not_go_on_with_an_older_run(tmp_path):
+    put(tmp_path, "part_2/runs/train/config.json", b"{}")
+    script(tmp_path, "part_2/train.py", "Lesson 2.1, with --resume auto", end="""
+print(sys.argv[1:])
+raise SystemExit(1)""")
+    for _ in range(2):
+        assert collector.main(["--run"], tmp_path) == 1
+        assert (tmp_path / "part_2" / "out" / "train.log").read_text().startswith("[]")
+
+
+def test_a_stopped_trainer_gets_the_time_to_save(tmp_path, monkeypatch):
+    def stop(*_):
+        if (tmp_path / "ready").exists():
+            raise KeyboardInterrupt
+
+    script(tmp_path, "part_1/train.py", end="""
+import signal, time
+def save(*_):
+    pathlib.Path("saved").write_text("yes")
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+pathlib.Path("ready").write_text("yes")
+time.sleep(60)""")
+    monkeypatch.setattr(collector, "TICK", 0.1)
+    monkeypatch.setattr(collector, "show_tick", stop)
+    assert collector.main(["--run"], tmp_path) == 130
+    assert (tmp_path / "saved").exists()
+
+
+# --- Quick runs ------------------------------------------------------------------------------------------------------
+
+QUICK_END = """
+print(sys.argv[1:])
+(here.parent / "out" / "quick").mkdir(parents=True, exist_ok=True)
+(here.parent / "out" / "quick" / (here.stem + ".png")).write_bytes(base64.b64decode({figure!r}))"""
+
+
+def quick_script(root, path, lesson):
+    figure = base64.b64encode(png(f"python3 {path} --quick")).decode()
+    script(root, path, lesson, end=QUICK_END.format(figure=figure))
+
+
+def test_a_quick_run_runs_trainers_first_and_replaces_nothing(tmp_path, capsys):
+    for path, lesson in {"part_1/demo_a.py": "Lesson 1.1", "part_2/train.py": "Lesson 2.1",
+                         "part_2/demo_b.py": "Lesson 2.2"}.items():
+        quick_script(tmp_path, path, lesson)
+    put(tmp_path, "screenshots/part_1_a.png", png("python3 part_1/demo_a.py"))
+    before = tree(tmp_path / "screenshots")
+    assert collector.main(["--run", "--quick"], tmp_path) == 0
+    first, *demos = order(tmp_path)
+    assert first == "part_2/train.py" and sorted(demos) == ["part_1/demo_a.py", "part_2/demo_b.py"]
+    assert tree(tmp_path / "screenshots") == before
+    assert "--quick" in (tmp_path / "part_1" / "out" / "quick" / "demo_a.log").read_text()
+    table = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in table if line[:1] in ("1", "2")] == ["1", "2"]  # figures: trainers drew one too
+    assert not (tmp_path / "part_1" / "out" / "demo_a.json").exists()
+
+
+def test_a_quick_run_that_fails_names_the_script(tmp_path, capsys):
+    quick_script(tmp_path, "part_1/demo_a.py", "Lesson 1.1")
+    script(tmp_path, "part_2/train.py", "Lesson 2.1", end="raise SystemExit(3)")
+    assert collector.main(["--run", "--quick"], tmp_path) == 1
+    assert order(tmp_path) == ["part_2/train.py"]
+    assert capsys.readouterr().err.splitlines()[-1] == "1 failed: part_2/train.py"
+    assert collector.main(["--run", "--quick", "--keep-going"], tmp_path) == 1
+    assert order(tmp_path)[1:] == ["part_2/train.py", "part_1/demo_a.py"]
+
+
+# --- Numbers ---------------------------------------------------------------------------------------------------------
+
+def band(metric="val_loss", low=1.2, high=1.4, **changes):
+    return dict(metric=metric, label=f"{metric}, nats", source="runs/train", command="python3 part_2/train.py", device="cpu",
+                seeds=[1.3, 1.3, 1.3], low=low, high=high, lesson="2.4", below="Too good: is the text tiny?",
+                above="Too few steps.") | changes
+
+
+def numbers(root, value=1.3, device="cpu"):
+    put(root, "part_2/expected.json", json.dumps([band()]).encode())
+    put(root, "part_2/runs/train/summary.json", json.dumps({"val_loss": value, "device": device}).encode())
+
+
+@pytest.mark.parametrize("value, code, said", [
+    (1.3, 0, "inside"), (1.2, 0, "inside"), (1.1, 1, "Too good: is the text tiny?"),
+    (1.5, 1, "Too few steps. See lesson 2.4: part_2/README.md")])
+def test_verify_says_where_a_number_lies_and_what_that_means(tmp_path, capsys, value, code, said):
+    numbers(tmp_path, value)
+    before = tree(tmp_path)
+    assert collector.main(["--verify"], tmp_path) == code
+    assert said in capsys.readouterr().out
+    assert tree(tmp_path) == before
+
+
+def test_verify_reads_a_figure_s_numbers_and_says_on_what_device_the_band_was_measured(tmp_path, capsys):
+    numbers(tmp_path, device="cuda")
+    share = band("mfu", 0.3, 0.9, source="out/profiler.png", lesson="0.2")
+    put(tmp_path, "part_0/expected.json", json.dumps([share]).encode())
+    info = PngInfo()
+    info.add_text("Numbers", '{"mfu": 0.58, "device": "cpu"}')
+    (tmp_path / "part_0" / "out").mkdir()
+    Image.new("RGB", (3, 2)).save(tmp_path / "part_0" / "out" / "profiler.png", pnginfo=info)
+    assert collector.main(["--verify"], tmp_path) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "0.580" in lines[1] and lines[1].endswith("inside")
+    assert lines[2].endswith("inside (measured on cuda, the band on cpu)")
+    assert lines[-1] == "2 of 2 numbers lie inside their bands"
+
+
+def test_verify_names_what_has_not_run_and_needs_something_that_has(tmp_path, capsys):
+    put(tmp_path, "part_3/expected.json", json.dumps([band(command="python3 part_3/train.py")]).encode())
+    assert collector.main(["--verify"], tmp_path) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    numbers(tmp_path)
+    assert collector.main(["--verify"], tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "not run yet: python3 part_3/train.py" in out and "1 of 1 numbers lie inside their bands; 1 not run yet" in out
+
+
+def test_the_numbers_stand_on_both_pages_and_stay_when_the_runs_are_gone(tmp_path):
+    numbers(tmp_path, 1.2345)
+    assert collector.main([], tmp_path) == 0
+    (tmp_path / "part_2" / "runs" / "train" / "summary.json").unlink()
+    assert collector.main([], tmp_path) == 0
+    for name in ("README.md", "index.html"):
+        page = (tmp_path / "screenshots" / name).read_text(encoding="utf-8").replace("\\", "")
+        for text in ("val_loss, nats", "1.234", "1.200 to 1.400", "inside"):
+            assert text in page
+
+
+def test_the_table_at_the_end_has_a_line_a_part_with_minutes_figures_and_number(tmp_path, capsys):
+    chain(tmp_path)
+    (tmp_path / "part_2" / "demo_look.py").write_text("'''Lesson 2.2 - nothing to import.'''")
+    numbers(tmp_path, 1.3)
+    assert collector.main(["--run"], tmp_path) == 0
+    table = capsys.readouterr().out.split("number\n")[1].splitlines()
+    assert table[0].split()[-3:] == ["1", "0.0", "1"] and table[0].startswith("1 Transformer core")
+    assert table[1].endswith("val_loss, nats 1.300")
+    assert table[2].split() == ["all", "3", "0.0", "1"]
 
 
 # --- The script in this repository -----------------------------------------------------------------------------------
