@@ -13,24 +13,28 @@ def as_numbers(value):
 
 
 def same(one, other, tolerance):
-    """Whether two tensors of fp64 have one shape and the same numbers, up to `tolerance` (relative to 1 and to `other`)."""
-    return one.shape == other.shape and torch.allclose(one, other, rtol=tolerance, atol=tolerance)
+    """Whether two answers are equal: numbers of one shape up to `tolerance` (of 1 and of their size), all else exactly."""
+    numbers, others = as_numbers(one), as_numbers(other)
+    if numbers is None or others is None:
+        return numbers is others and one == other
+    return numbers.shape == others.shape and torch.allclose(numbers, others, rtol=tolerance, atol=tolerance)
 
 
 def check(asked, got, right, mistakes=None, tolerance=1e-5):
     """Fail unless `got` is `right`.
 
-    asked: the call in words, "training_seconds(params=10, tokens=5, ...)". got, right: numbers, tensors or nested lists.
-    mistakes: dict of what a reader may have done wrong to what then comes out; the message names the one that fits.
+    asked: the call in words, "training_seconds(params=10, tokens=5, ...)". got, right: numbers, tensors, nested lists, or
+    anything that has an ==. mistakes: dict of what a reader may have done wrong to what then comes out; the message names
+    the one that fits.
     """
+    mistakes = mistakes or {}
+    for mistake, wrong in mistakes.items():
+        assert not same(wrong, right, tolerance), f"this check cannot tell: {mistake}"
+    if same(got, right, tolerance):
+        return
     numbers, truth = as_numbers(got), as_numbers(right)
-    for mistake, wrong in (mistakes or {}).items():
-        assert not same(as_numbers(wrong), truth, tolerance), f"this check cannot tell: {mistake}"
-    if numbers is None:
-        pytest.fail(f"{asked} returns {got!r}: no number and no tensor", pytrace=False)
-    if numbers.shape != truth.shape:
-        pytest.fail(f"{asked} has the shape {tuple(numbers.shape)}, not {tuple(truth.shape)}", pytrace=False)
-    if not same(numbers, truth, tolerance):
-        fits = [mistake for mistake, wrong in (mistakes or {}).items() if same(numbers, as_numbers(wrong), tolerance)]
-        pytest.fail(f"{asked} is\n{got}\nand should be\n{right}" + "".join(f"\nIt looks as if {why}." for why in fits),
-                    pytrace=False)
+    shapes = ""
+    if numbers is not None and truth is not None and numbers.shape != truth.shape:
+        shapes = f"\nThe shape is {tuple(numbers.shape)}, not {tuple(truth.shape)}."
+    why = "".join(f"\nIt looks as if {mistake}." for mistake, wrong in mistakes.items() if same(got, wrong, tolerance))
+    pytest.fail(f"{asked} is\n{got}\nand should be\n{right}{shapes}{why}", pytrace=False)
