@@ -26,6 +26,10 @@ class Bug:
     wrong: Callable  # given the right function, returns the wrong one
     test: str  # the test that it makes fail, as pytest names it: "tests/part_2/test_dataset.py::test_..."
 
+    def describe(self, right, wrong):
+        """Lines for a person: the mistake, what is measured without it and with it (two texts), and what catches it."""
+        return f"{self.name}: {self.symptom}\n    right   {right}\n    wrong   {wrong}\n    test    {self.test}"
+
     @contextlib.contextmanager
     def installed(self):
         """While the context lasts, the wrong function stands wherever the right one is known by name."""
@@ -36,13 +40,21 @@ class Bug:
             owner = getattr(owner, each)
         right = vars(owner)[name]
         wrong = functools.wraps(right)(self.wrong(right))
-        # `from part_2.dataset import get_batch` gives another module a name of its own for the same function
+        # `from part_2.dataset import get_batch` gives another module a name of its own for the same function, and some
+        # modules hold functions in a table: SCHEDULES = {"cosine": warmup_cosine, ...}
         holders = [owner] if classes else [each for each in list(sys.modules.values()) if hasattr(each, "__dict__")]
         places = [(each, key) for each in holders for key, value in list(vars(each).items()) if value is right]
-        for each, key in places:
-            setattr(each, key, wrong)
+        tables = {id(value): value for each in holders for value in list(vars(each).values()) if type(value) is dict}
+        entries = [(table, key) for table in tables.values() for key, value in list(table.items()) if value is right]
         try:
+            self._put(wrong, places, entries)
             yield
         finally:
-            for each, key in places:
-                setattr(each, key, right)
+            self._put(right, places, entries)
+
+    @staticmethod
+    def _put(function, places, entries):
+        for owner, key in places:
+            setattr(owner, key, function)
+        for table, key in entries:
+            table[key] = function
