@@ -8,6 +8,8 @@ import pytest
 
 import generate_screenshots
 from part_0.cli import build_parser
+from part_6.chat_data import load_conversations
+from part_7.preference_files import load_preferences
 from tests.repository import FILES, PAGES, ROOT, SCRIPTS, module_of, relative, tree
 
 NOT_OURS = {"pip", "pip3", "conda", "git", "source", "py", "ls", "tensorboard", r".venv\Scripts\activate", "torchrun",
@@ -87,6 +89,30 @@ def test_every_relative_link_and_image_resolves(page):
 def test_every_command_in_a_script_s_docstring_parses(path):
     for line in re.findall(r"^ +(python3 .*)$", module_of(path).__doc__, re.M):
         check(re.split(r"\s{2,}", line)[0])
+
+
+def examples(heading):
+    """The lines of the README's JSONL blocks under a bold heading of "Your own data"."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your own data")[1].split(f"**{heading}**")[1]
+    return "\n".join(re.findall(r"```jsonl\n(.*?)\n```", re.split(r"^\*\*", text, flags=re.M)[0], re.S))
+
+
+def test_the_readme_s_examples_of_instructions_are_read_as_they_are_meant(tmp_path):
+    (tmp_path / "my.jsonl").write_text(examples("Instructions."), encoding="utf-8")
+    said = [[(message["role"][0], message["content"]) for message in messages]
+            for messages in load_conversations(tmp_path / "my.jsonl")]
+    assert said == [[("u", "Name a primary colour."), ("a", "Red.")],
+                    [("u", "Translate into French.\n\nGood morning"), ("a", "Bonjour")],
+                    [("u", "Name a primary colour."), ("a", "Blue.")],
+                    [("u", "Hello"), ("a", "Good day."), ("u", "And goodbye?"), ("a", "Farewell.")]]
+
+
+def test_the_readme_s_examples_of_preferences_are_read_as_they_are_meant(tmp_path):
+    (tmp_path / "my.jsonl").write_text(examples("Preferences."), encoding="utf-8")
+    pairs, dropped = load_preferences(tmp_path / "my.jsonl")
+    said = {(pair.prompt[-1]["content"], pair.chosen.text, pair.rejected.text) for split in pairs.values() for pair in split}
+    assert said == {("Tell me about Paris.", "Paris is the capital of France.", "Paris is a city."),
+                    ("Can you help me?", "Gladly. With what?", "No.")} and not dropped
 
 
 def test_a_command_that_does_not_exist_is_noticed():
