@@ -17,8 +17,6 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from part_0.cli import InputError
@@ -124,6 +122,7 @@ def parallelise(model, parallel, device):
     if parallel == "ddp":
         return DistributedDataParallel(model, device_ids=[torch.cuda.current_device()] if device.type == "cuda" else None)
     if parallel == "fsdp":
+        from torch.distributed.fsdp import fully_shard  # here, because importing it takes a second
         for block in model.blocks:  # a block's weights are gathered when it runs, and let go after it
             fully_shard(block)
         fully_shard(model)
@@ -137,7 +136,7 @@ def gradient_sync(model, on):
         with model.no_sync():
             yield
     else:
-        if isinstance(model, FSDPModule):
+        if hasattr(model, "set_requires_gradient_sync"):  # FSDP has given it to the model
             model.set_requires_gradient_sync(on)
         yield
 
@@ -148,11 +147,12 @@ def full_state(model, optimizers):
     Every process must call it. Returns two dicts, keyed by the names of the weights: other processes, or another number of
     them, can take these up again.
     """
-    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    return get_state_dict(model, optimizers, options=options)
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict  # here: it takes a second
+    return get_state_dict(model, optimizers, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
 def set_full_state(model, optimizers, model_state, optimizer_state):
     """Put back what `full_state` gave; every process gives all of it, and keeps its share."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
     set_state_dict(model, optimizers, model_state_dict=model_state, optim_state_dict=optimizer_state,
                    options=StateDictOptions(full_state_dict=True))

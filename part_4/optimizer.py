@@ -14,7 +14,6 @@ Scalable for LLM Training", equation 4); on the small models of this part the be
 import math
 
 import torch
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from part_0.device import pick_precision
@@ -110,11 +109,13 @@ class Muon(Optimizer):
                 momentum = state["momentum_buffer"].mul_(mu).add_(weight.grad)
                 update = weight.grad + mu * momentum
                 # FSDP2 gives each process some of the rows, but the singular values are those of all of them together.
-                whole = update.full_tensor() if isinstance(update, DTensor) else update
+                is_share = hasattr(update, "full_tensor")
+                whole = update.full_tensor() if is_share else update
                 parts = whole.split(group["rows"] or whole.shape[-2], dim=-2)
                 whole = torch.cat([0.2 * math.sqrt(max(part.shape[-2:])) * orthogonalise(part, group["steps"])
                                    for part in parts], dim=-2)
-                if isinstance(update, DTensor):
+                if is_share:
+                    from torch.distributed.tensor import distribute_tensor  # here, because importing it takes a second
                     whole = distribute_tensor(whole, update.device_mesh, update.placements, src_data_rank=None)
                 weight.mul_(1 - lr * group["weight_decay"])
                 weight.sub_(lr * whole)

@@ -66,7 +66,9 @@ class MoE(nn.Module):
         self.balance_loss = self.z_loss = None
         self.load, self.n_dropped = 0, 0
 
-    @torch.compiler.disable  # its sizes depend on the data, and torch's grouped product compiles in bf16 alone
+    # Not compiled: its sizes depend on the data, and torch's grouped product compiles in bf16 alone. As torch's optimizers
+    # are marked: torch.compiler.disable does the same, but imports the compiler at once, which takes two seconds.
+    @torch._disable_dynamo
     def forward(self, x):
         """x: (..., C). Returns (..., C)."""
         tokens = x.reshape(-1, x.shape[-1])  # (N, C)

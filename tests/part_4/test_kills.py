@@ -37,7 +37,8 @@ def run_in_child(c):
 def start(c):
     """Start the run in a process of its own that need not import anything: it is forked from one that has."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "torch.utils.tensorboard", "torch._dynamo"])
+    context.set_forkserver_preload([__name__, "torch.utils.tensorboard", "torch._dynamo",
+                                    "torch.distributed.checkpoint.state_dict"])
     process = context.Process(target=run_in_child, args=(c,))
     process.start()
     return process

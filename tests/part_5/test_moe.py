@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
 from part_3.swiglu import SwiGLU
 from part_5.moe import MoE, dispatch
@@ -313,6 +314,27 @@ def test_noise_is_the_routers_and_in_training_only():
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
     assert torch.equal(layer(x), layer(x))
+
+
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_a_compiled_model_leaves_the_layer_out():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.moe, self.last = nn.Linear(8, 8), MoE(8, 16, 4, 2), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.last(self.moe(self.first(x)))
+
+    def backend(graph, inputs):
+        compiled.extend(node.target for node in graph.graph.nodes if node.op.startswith("call"))
+        return graph.forward
+
+    compiled, model, x = [], Model(), torch.randn(3, 5, 8)
+    expected = model(x)
+    model.compile(backend=backend)
+    assert torch.equal(model(x), expected)
+    assert compiled == [F.linear] * 2
 
 
 @pytest.mark.parametrize("changes, message", [
