@@ -296,8 +296,8 @@ def run_one(root, script, tick, flags=(), quick=False):
     """Run `script` with `flags`. Returns (the figures it drew, seconds); ScriptFailed, with its last lines, when it did not
     succeed.
 
-    Its figures in out/ (with `quick` in out/quick) that this run did not draw again are removed: the present code makes
-    them no more.
+    Its figures in out/ that this run did not draw again are removed, as the present code makes them no more. With `quick`
+    figures go to out/quick and nothing is removed.
     """
     out = root / f"part_{script.part}" / "out" / ("quick" if quick else "")
     out.mkdir(parents=True, exist_ok=True)
@@ -314,7 +314,7 @@ def run_one(root, script, tick, flags=(), quick=False):
     new = [path for path in sorted(out.glob("*.png")) if path.stat().st_mtime_ns != before.get(path)]
     figures = [figure for figure in (read_figure(root, path) for path in new) if figure.script == script.path]
     for figure in drawn_figures(root, script.part, strict=False):
-        if not quick and figure.script == script.path and figure.path in before and figure.path not in new:
+        if figure.script == script.path and figure.path in before and figure.path not in new:
             figure.path.unlink()
     return figures, seconds
 

@@ -612,12 +612,15 @@ def test_a_trainer_that_was_cut_off_goes_on_if_it_can(tmp_path, docstring, expec
     script(tmp_path, "part_2/train.py", docstring, end="""
 print(sys.argv[1:])
 (here.parent / "runs" / "train").mkdir(parents=True, exist_ok=True)
-(here.parent / "runs" / "train" / "config.json").write_text("{}")
+if not sys.argv[1:]:
+    (here.parent / "runs" / "train" / "config.json").write_text("{}")
 if not pathlib.Path("second").exists():
     raise SystemExit(1)""")
     log = tmp_path / "part_2" / "out" / "train.log"
     assert collector.main(["--run"], tmp_path) == 1
     assert log.read_text().strip() == "[]"
+    assert collector.main(["--run"], tmp_path) == 1  # cut off again
+    assert log.read_text().strip() == expected
     put(tmp_path, "second", b"")
     assert collector.main(["--run"], tmp_path) == 0
     assert log.read_text().strip() == expected
