@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from tests.repository import ROOT, relative, tree
+from tests.repository import PARTS, ROOT, relative, tree
 
 FOLDER = ROOT / "tests" / "exercises"
 FILES = sorted(FOLDER.glob("part_[0-9].py"))
@@ -81,3 +81,7 @@ def test_the_page_ends_with_the_exercises_of_its_part(path):
     assert f"`python3 -m pytest tests/exercises -k {path.stem}`" in section and f"tests/exercises/{path.name}" in section
     for name in functions(path):
         assert f"`{name}`" in section, f"{path.stem}/README.md does not name {name}"
+
+
+def test_every_part_has_exercises():
+    assert [path.stem for path in FILES] == [path.name for path in PARTS]
