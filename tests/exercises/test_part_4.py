@@ -63,7 +63,8 @@ def test_learning_rate(answers):
     # lr 1, min_lr 0.1, 10 steps of warmup, 110 in all: at 60, halfway down, their mean; at 35, a quarter on, cos(pi/4)
     for step, right, mistakes in (
             (0, 0.1, {"the first update learns nothing, because its rate is 0": 0, "there is no warmup": 1}),
-            (4, 0.5, {"the warmup is a step late": 0.4}), (9, 1, {"the warmup is a step late": 0.9}), (10, 1, {}),
+            (4, 0.5, {"the warmup is a step late": 0.4}), (9, 1, {"the warmup is a step late": 0.9}),
+            (10, 1, {"the cosine is counted from step 0": 0.1 + 0.45 * (1 + math.cos(math.pi * 10 / 110))}),
             (35, 0.1 + 0.45 * (1 + math.cos(math.pi / 4)),
              {"the cosine is counted from step 0": 0.1 + 0.45 * (1 + math.cos(math.pi * 35 / 110))}),
             (60, 0.55, {"the cosine goes down to 0": 0.5,
