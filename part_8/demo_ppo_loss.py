@@ -26,11 +26,11 @@ BETAS = {1.0: (BLUE, "-"), 0.5: (GREEN, "--"), 0.1: (RED, ":")}
 
 @dataclass(frozen=True)
 class Config:
-    steps: int = option(100, "batches of answers in a run")
+    steps: int = option(75, "batches of answers in a run")
     batch_size: int = option(128, "answers of a batch")
     minibatch_size: int = option(64, "answers of an update")
     epochs: int = option(4, "passes over a batch")
-    many_epochs: int = option(12, "passes over a batch where clipping is tried")
+    many_epochs: int = option(10, "passes over a batch where clipping is tried")
     lr: float = option(0.1, "highest learning rate; it falls to 0")
     clip: float = option(0.2, "eps, of policy and values")
     lam: float = option(0.95, "lambda of the advantages")
@@ -52,7 +52,7 @@ def ppo(language, reference, scores, beta, config, seed, epochs, clipped=True):
     generator = torch.Generator().manual_seed(seed)
     policy = TablePolicy(language)
     policy.load_state_dict(reference.state_dict())
-    optimizer = torch.optim.Adam(policy.parameters())
+    optimizer = torch.optim.Adam(policy.parameters(), fused=True)
     bounds = (config.clip, None) if clipped else (1.0, math.inf)  # of the ratio: 0 to infinity bounds nothing
     with torch.no_grad():
         home, best = reference.probabilities(), optimum(reference.probabilities(), scores, beta)

@@ -39,11 +39,11 @@ LINES = {"reference": BLACK, "old": BLUE, "new": ORANGE}
 class Config:
     sft: str = option(DEFAULTS.sft, "policy and reference, a checkpoint of part_6/train_sft.py")
     reward_model: str = option(DEFAULTS.reward_model, "the reward, a checkpoint of part_7/train_reward_model.py")
-    n_before: int = option(16, "steps before the one that is shown")
-    batch_size: int = option(64, "answers a step")
+    n_before: int = option(14, "steps before the one that is shown")
+    batch_size: int = option(48, "answers a step")
     block_size: int = option(40, "most tokens of an answer")
     lr: float = option(6e-4, "the policy's learning rate in the step that is shown; before, that of the trainer")
-    epochs: int = option(6, "times each answer is learnt from in the step that is shown; before, as often as in the trainer")
+    epochs: int = option(4, "times each answer is learnt from in the step that is shown; before, as often as in the trainer")
     seed: int = option(1, "seed of prompts, samples and minibatches")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(sft=PPOConfig.QUICK["sft"], reward_model=PPOConfig.QUICK["reward_model"], n_before=2,
@@ -57,8 +57,9 @@ class Config:
     def trainer(self):
         """The trainer's flags of the steps before; whitened rewards are left out, so that r_t is in units of the score."""
         return PPOConfig(sft=self.sft, reward_model=self.reward_model, batch_size=self.batch_size, seed=self.seed,
-                         minibatch_size=min(self.batch_size, DEFAULTS.minibatch_size), block_size=self.block_size,
-                         whiten_rewards=False, n_held_out=0, n_tasks=0)
+                         minibatch_size=-(-self.batch_size // 2), block_size=self.block_size,  # half of it, as there
+                         whiten_rewards=False, n_held_out=0, n_tasks=0,
+                         n_prompts=(self.n_before + 1) * self.batch_size)  # more than that are not asked
 
 
 def answer_prompts(model, stages, config, step):

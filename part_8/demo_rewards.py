@@ -41,7 +41,7 @@ class Config:
     lr: float = option(1e-3, "learning rate of policy and value head")
     beta: float = option(0.1, "weight of the KL penalty, in reward a nat")
     no_end_penalty: float = option(1.0, "taken off the score of an answer without end token")
-    n_answers: int = option(400, "answers at each temperature")
+    n_answers: int = option(300, "answers at each temperature")
     block_size: int = option(40, "most tokens of an answer")
     seed: int = option(1, "seed of prompts and samples")
     quick: bool = option(False, QUICK_HELP)
@@ -119,20 +119,19 @@ def main(config):
     for place, temperature in enumerate(config.TEMPERATURES):
         rollout = collect(reference, [one.ids for one in prompts], config.block_size, stop_ids, temperature,
                           generator=generator)
-        again = [encode_again(ids, tokenizer) for ids in rollout.answers()]
+        again, own_scores = [encode_again(ids, tokenizer) for ids in rollout.answers()], score_rollout(reward_model, rollout)
         changed = [i for i, (old, new) in enumerate(zip(rollout.answers(), again)) if old != new]
         labels.append(f"{temperature}\n{len(changed)} of {len(again)}")
         print(f"\ntemperature {temperature}: {len(changed)} of {len(again)} answers have other ids when encoded again "
               f"({len(changed) / len(again):.1%})")
         if place == 0:
-            plain = rollout
+            plain, whole = rollout, own_scores
         if not changed:
             continue
         other = as_rollout([prompts[i].ids for i in changed], [again[i] for i in changed], stop_ids[0])
-        before, after = (score_rollout(reward_model, one) for one in (rollout.select(changed), other))
-        moved = after - before
+        moved = score_rollout(reward_model, other) - own_scores[changed]
         print(f"their score moves by {moved.abs().mean():.3f} on average and {moved.abs().max():.3f} at most; mean "
-              f"{moved.mean():+.3f}; the scores have spread {score_rollout(reward_model, rollout).std():.3f}")
+              f"{moved.mean():+.3f}; the scores have spread {own_scores.std():.3f}")
         for i, x in sorted(zip(changed, moved.tolist()), key=lambda pair: -abs(pair[1]))[:3]:
             print(f"  {show(rollout.answers()[i], tokenizer)}\n  {show(again[i], tokenizer)}   {x:+.3f}")
         ax_again.plot(place + np.linspace(-0.25, 0.25, len(moved)), moved.tolist(), "o", color=PURPLE, markersize=5)
@@ -150,8 +149,8 @@ def main(config):
             break
         cut = as_rollout([prompts[i].ids for i in long], [answers[i][:n] for i in long], stop_ids[0])
         at.append(n)
-        rows.append([score_rollout(reward_model, one, penalty).mean().item()
-                     for one, penalty in ((plain.select(long), 0.0), (cut, 0.0), (cut, config.no_end_penalty))])
+        mean = score_rollout(reward_model, cut).mean().item()
+        rows.append([whole[long].mean().item(), mean, mean - config.no_end_penalty])
         print(f"{n:10d}{len(long):9d}" + "".join(f"{x:{width}.3f}" for x, width in zip(rows[-1], (9, 9, 13))))
     for line, color, style, label in zip(zip(*rows), (BLACK, ORANGE, BLUE), ("-.", "--", "-"),
                                          ("whole", "cut off", f"and {config.no_end_penalty:g} off")):

@@ -11,7 +11,7 @@ import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().par
 import contextlib
 import copy
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -49,7 +49,7 @@ class Config:
     n_prompt: int = option(16, "tokens of a prompt")
     spread: int = option(0, "prompts are up to so many tokens shorter or longer")
     n_new: int = option(32, "tokens of an answer")
-    n_rounds: int = option(7, "rounds in which every precision has its turn, after one that warms up")
+    n_rounds: int = option(3, "rounds in which every precision has its turn, after one of an epoch that warms up")
     seed: int = option(0, "seed of weights and prompts")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(n_layer=1, d_model=32, batch_size=8, minibatch_size=8, n_new=4, n_rounds=1)
@@ -137,8 +137,8 @@ def measure(config):
     optimizers = {precision: build_optimizers(model, config.ppo(precision)) for precision, model in models.items()}
     for round in tqdm(range(config.n_rounds + 1), unit="round", disable=None):
         for precision in precisions:
-            seconds = step_seconds(models[precision], reference, reward_model, optimizers[precision], prompts, config,
-                                   precision)
+            seconds = step_seconds(models[precision], reference, reward_model, optimizers[precision], prompts,
+                                   config if round else replace(config, epochs=1), precision)
             steps.setdefault(precision, []).extend([seconds] if round else [])
     bandwidth = memory_bandwidth(256, CPU, 0.02 if config.quick else 0.2)
     peaks = {precision: product_peak(DTYPES[precision], 0.02 if config.quick else 0.2) for precision in precisions}
