@@ -50,7 +50,7 @@ class Config:
                                  reward_model=PPOConfig.QUICK["reward_model"])
 
     def __post_init__(self):
-        check_positive(self, "lr", "epochs")
+        check_positive(self, "batch_size", "block_size", "lr", "epochs")
         if self.prompt is not None:
             check_text(self, "prompt")
         self.trainers({})
