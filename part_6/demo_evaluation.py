@@ -37,7 +37,7 @@ SYSTEMS = {"base, greedy": ORANGE, "SFT, greedy": BLUE, "SFT, sampled": GREEN, "
 class Config:
     base: str = option(str(PART_4_RUNS / "train" / "best.pt"), "a checkpoint of part_4/train.py")
     checkpoint: str = option(str(RUNS / "sft" / "best.pt"), "a checkpoint of part_6/train_sft.py")
-    n_tasks: int = option(150, "held-out tasks of each family, no prompt twice")
+    n_tasks: int = option(102, "held-out tasks of each family, no prompt twice; so many of each of six difficulties")
     temperature: float = option(1.0, "of the sampled answers")
     n_new: int = option(80, "most tokens of an answer")
     seed: int = option(0, "seed of the tasks and draws")

@@ -36,9 +36,9 @@ TONE_STYLES = {"happy": (GREEN, "-"), "neutral": (BLUE, "--"), "sad": (PURPLE, "
 class Config:
     sft: str = option(str(SFT_RUNS / "sft" / "best.pt"), "the policy, a checkpoint of part_6/train_sft.py")
     checkpoint: str = option(str(RUNS / "reward_model" / "best.pt"), "a checkpoint of part_7/train_reward_model.py")
-    n_stories: int = option(400, "held-out story prompts of the pairs")
-    n_exact: int = option(420, "held-out tasks of the other families, of the pairs")
-    n_prompts: int = option(150, "held-out story prompts of all other checks")
+    n_stories: int = option(300, "held-out story prompts of the pairs")
+    n_exact: int = option(315, "held-out tasks of the other families, of the pairs")
+    n_prompts: int = option(96, "held-out story prompts of all other checks")
     n_samples: int = option(64, "samples for each of them: the greatest n of best-of-n")
     temperature: float | None = option(None, "the annotator's; that of the training run if left out")
     seed: int = option(0, "seed of prompts, samples and choices")
