@@ -39,7 +39,7 @@ class Config:
     n_samples: int = option(8, "answers to each of them")
     n_new: int = option(16, "tokens of an answer")
     longest: int = option(256, "tokens of the longest prompts")
-    n_rounds: int = option(5, "rounds of timing, after one that warms up")
+    n_rounds: int = option(3, "rounds of timing, after one that warms up")
     seed: int = option(0, "of policy, rewards and samples")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(sft=str(SFT_RUNS / "quick" / "best.pt"), n_answers=16, n_batches=200, n_enumerated=2,
