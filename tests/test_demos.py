@@ -1,14 +1,18 @@
 """Every script runs as a person would run it: from its own folder, as a file from the root, as a module."""
 
 import re
+import runpy
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
 
-from tests.repository import ROOT, SCRIPTS, WARNINGS_ARE_ERRORS, relative
+from tests.repository import PARTS, ROOT, SCRIPTS, WARNINGS_ARE_ERRORS, relative
+
+ONE_A_PART = {path.parent: path for path in SCRIPTS}.values()  # each takes two processes: the others are slow together
 
 
 def run(*words, cwd):
@@ -17,18 +21,33 @@ def run(*words, cwd):
 
 @pytest.fixture(scope="module")
 def quick_runs():
-    """The result of `--quick` of each script from its own folder, trainers first: demos look at what these have made.
+    """The result of `--quick` of each script from its own folder: a part's demos look at what its trainers have made.
 
-    Two at a time; the scripts of one part that train run before its demos."""
+    Two at a time: the trainers, one after the other, beside the demos of the parts that have been trained."""
     def quick(path):
         return path, run(*WARNINGS_ARE_ERRORS, path.name, "--quick", cwd=path.parent)
+
+    def train():
+        try:
+            for part in PARTS:
+                results.update(quick(path) for path in trainers if path.parent == part)
+                trained[part].set()
+        finally:  # the demos must not wait for ever
+            for event in trained.values():
+                event.set()
+
+    def demonstrate(path):
+        trained[path.parent].wait()
+        return quick(path)
 
     for path in ROOT.glob("part_[0-9]/out/quick/*.png"):
         path.unlink()
     trainers = [path for path in SCRIPTS if path.name.startswith("train")]
-    results = dict(map(quick, trainers))
+    results, trained = {}, {part: threading.Event() for part in PARTS}
     with ThreadPoolExecutor(2) as pool:
-        results |= dict(pool.map(quick, [path for path in SCRIPTS if path not in trainers]))
+        training = pool.submit(train)
+        results |= dict(pool.map(demonstrate, [path for path in SCRIPTS if path not in trainers]))
+        training.result()
     return results
 
 
@@ -53,11 +72,25 @@ def test_a_demo_writes_its_figure_with_title_caption_and_the_command_that_makes_
         assert float(chunks["Seconds"]) > 0
 
 
+def says_what_it_is_for(text):
+    return "Lesson" in text and "--quick" in text
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=relative)
-def test_help_explains_from_the_root_and_as_a_module(path):
+def test_help_explains(path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "argv", [path.name, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code == 0 and says_what_it_is_for(capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("path", [path if path in ONE_A_PART else pytest.param(path, marks=pytest.mark.slow)
+                                  for path in SCRIPTS], ids=relative)
+def test_help_explains_from_the_root_and_as_a_module_in_a_process_of_its_own(path):
     module = f"{path.parent.name}.{path.stem}"
     with ThreadPoolExecutor(2) as pool:
         as_file, as_module = pool.map(lambda words: run(*words, "--help", cwd=ROOT), ((relative(path),), ("-m", module)))
     for result in (as_file, as_module):
         assert result.returncode == 0, result.stderr
-        assert "Lesson" in result.stdout and "--quick" in result.stdout
+        assert says_what_it_is_for(result.stdout)
