@@ -355,10 +355,9 @@ def docstring_of(path):
 
 
 def show_tick(bar, script, expected, left, seconds):
-    """Tell on the bar what runs, for how long, and how long the rest will take, itself included."""
-    rest = max(0.0, left - seconds)
-    bar.set_description_str(f"part {script.part} {script.name} {show_seconds(seconds)} {expected}, "
-                            f"then {show_seconds(rest)} in all")
+    """Tell on the bar what runs, for how long, and how much is left of all the time that is expected."""
+    bar.set_description_str(f"part {script.part} {script.name} {show_seconds(seconds)} {expected}; "
+                            f"{show_seconds(max(0.0, left - seconds))} left")
 
 
 def progress_bar(n):

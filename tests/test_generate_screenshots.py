@@ -435,12 +435,14 @@ def test_a_terminal_gets_a_bar_that_moves_while_a_script_runs(tmp_path, monkeypa
             return True
 
     script(tmp_path, "part_1/demo_heads.py", end="import time; time.sleep(0.6)")
+    script(tmp_path, "part_2/demo_loss.py")
+    put(tmp_path, "screenshots/seconds.json", b'{"part_1/demo_heads.py": 70, "part_2/demo_loss.py": 50}')
     monkeypatch.setattr(collector, "TICK", 0.2)
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert collector.main(["--run"], tmp_path) == 0
     shown = sys.stderr.getvalue()
     elapsed = [piece.split()[0] for piece in shown.split("part 1 demo_heads.py ")[1:]]
-    assert "(expected ?)" in shown and "1/1 |" in shown
+    assert "(expected 1 min 10 s); 2 min 0 s left" in shown and "(expected 50 s); 50 s left" in shown and "2/2 |" in shown
     assert len(set(elapsed)) >= 3 and elapsed[0] == "0.0"
 
 
