@@ -1,10 +1,10 @@
 """Lesson 9.5 - PPO, GRPO, Dr. GRPO and best-of-n: what does the same reward model buy with each of them, and at what price?
 
 Trains all three from the same fine-tuned model with the same reward, one after the other, with the trainers' defaults but
-for the number of steps, and counts the tokens they generate. GRPO here: advantages divided by the group's spread, averaged
-over tokens; Dr. GRPO: not divided, and a constant length to average over. Best-of-n trains nothing, and pays whenever it is
-asked. What to see: utility against the divergence that it costs, against tokens and against time; and what must be held in
-memory: GRPO has no critic.
+for the number of steps, answers and prompts, and counts the tokens they generate. GRPO here: advantages divided by the
+group's spread, averaged over tokens; Dr. GRPO: not divided, and a constant length to average over. Best-of-n trains nothing,
+and pays whenever it is asked. What to see: utility against the divergence that it costs, against tokens and against time;
+and what must be held in memory: GRPO has no critic.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -43,8 +43,8 @@ class Config:
     sft: str = option(str(SFT_RUNS / "sft" / "best.pt"), "what all begin as, a checkpoint of part_6/train_sft.py")
     reward_model: str = option(str(REWARD_RUNS / "reward_model" / "best.pt"),
                                "the reward, a checkpoint of part_7/train_reward_model.py")
-    steps: int = option(30, "steps of each run")
-    batch_size: int = option(128, "answers a step")
+    steps: int = option(22, "steps of each run")
+    batch_size: int = option(96, "answers a step")
     n_prompts: int = option(60, "held-out prompts of best-of-n")
     n_samples: int = option(32, "the greatest n")
     window: int = option(3, "steps whose mean is drawn")
@@ -68,9 +68,9 @@ def run_config(config, name):
     out = RUNS / f"{'quick_' if config.quick else ''}comparison_{name.lower().replace('. ', '_')}"
     own = {flag: getattr(config, flag) for flag in ("sft", "reward_model", "steps", "batch_size", "seed", "device")}
     if config_class is PPOConfig:
-        changes = changes | {"value_warmup": min(PPOConfig.value_warmup, config.steps - 1)}
+        changes = changes | {"value_warmup": PPOConfig.value_warmup * config.steps // PPOConfig.steps}  # the same share
     return config_class(**own, **changes, no_end_penalty=1.0, minibatch_size=config.batch_size // 2, n_held_out=0, n_tasks=0,
-                        n_prompts=100 if config.quick else config_class.n_prompts, save_every=config.steps, out=str(out))
+                        n_prompts=config.steps * config.batch_size, save_every=config.steps, out=str(out))
 
 
 def smooth(values, window):
