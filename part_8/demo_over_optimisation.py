@@ -3,8 +3,8 @@
 Trains two policies without a KL penalty: one is paid by a weak reward model, made here from some hundred pairs, the other by
 that of part_7/train_reward_model.py, from thousands. As the annotator's utility is known here, the truth stands beside what
 the reward model says, and best-of-n, which cannot leave what the fine-tuned model would say, beside both. What to see: how
-far score and utility rise together, where they part, and what the texts are then. Some minutes on one core; the runs stay in
-part_8/runs, and their policies can be asked: python3 part_6/chat.py --checkpoint part_8/runs/free_weak/best.pt
+far score and utility rise together, where they part, and what the texts are then. A minute or two on one core; the runs stay
+in part_8/runs, and their policies can be asked: python3 part_6/chat.py --checkpoint part_8/runs/free_weak/best.pt
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -49,10 +49,10 @@ class Config:
     n_exact: int = option(14, "tasks of the other families, likewise")
     reward_steps: int = option(60, "optimizer steps of the weak one")
     steps: int = option(60, "steps of each policy")
-    batch_size: int = option(64, "answers a step")
-    minibatch_size: int = option(32, "answers an update")
+    batch_size: int = option(32, "answers a step")
+    minibatch_size: int = option(16, "answers an update")
     lr: float = option(6e-4, "highest learning rate of the policies")
-    n_prompts: int = option(60, "held-out prompts of best-of-n")
+    n_prompts: int = option(40, "held-out prompts of best-of-n")
     n_samples: int = option(64, "samples for each of them: the greatest n")
     n_texts: int = option(6, "samples of each run that are printed")
     seed: int = option(1, "seed of pairs, prompts and samples")
