@@ -55,7 +55,7 @@ class Config:
                                  reward_model=str(REWARD_RUNS / "quick" / "best.pt"), window=1)
 
     def __post_init__(self):
-        check_positive(self, "n_prompts", "n_samples", "window")
+        check_positive(self, "steps", "batch_size", "n_prompts", "n_samples", "window")
         if self.window > self.steps:
             raise InputError(f"--window {self.window} must not be above --steps {self.steps}")
         for name in METHODS:
