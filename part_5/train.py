@@ -7,8 +7,8 @@
 
 The last is nearly DeepSeek-V3's way, which has a very small balance loss within each sequence besides. Everything else (the
 run directory, --resume auto, several processes) is as in part_4/train.py; balance and z-loss, entropy of the load and
-dropped choices are logged beside the loss. Balance loss and capacity look at the tokens of one micro-batch in one process: resumed
-with another --micro_batch_size or number of processes, a run goes on but does not end the same.
+dropped choices are logged beside the loss. Balance loss and capacity look at the tokens of one micro-batch in one process:
+resumed with another --micro_batch_size or number of processes, a run goes on but does not end the same.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
