@@ -109,10 +109,12 @@ def main(config):
         ax_cosine.plot(ks, [cosine for *_, cosine in own.values()], marker="o", **style)
     for bug, texts in zip(BUGS, zip(*told)):
         print(bug.describe(*texts))
-    ax_course.set(xlabel="steps of descent", ylabel="KL(pi || ref) (nats)", title="the penalty alone", ylim=(0, None))
-    ax_prompt.set(xlabel="mean reward of a prompt", ylabel="mean advantage of its answers", title="a point a prompt")
-    ax_cosine.set(xlabel="answers to a prompt, k", ylabel="cosine with the exact gradient", xscale="log", ylim=(0, 1.02),
-                  title=f"gradient of {config.n_answers} answers", xticks=ks, xticklabels=ks)
+    ax_course.set(xlabel="steps of descent", ylabel="KL(pi || ref) (nats)", ylim=(0, None),
+                  title="k1 in the loss: the penalty alone")
+    ax_prompt.set(xlabel="mean reward of a prompt", ylabel="mean advantage of its answers",
+                  title="whitened across groups: by prompt")
+    ax_cosine.set(xlabel="answers to a prompt, G", ylabel="cosine with the exact gradient", xscale="log", ylim=(0, 1.02),
+                  title=f"... and its gradient, {config.n_answers} answers", xticks=ks, xticklabels=ks)
     ax_cosine.minorticks_off()
     for ax in (ax_course, ax_prompt, ax_cosine):
         ax.legend()
