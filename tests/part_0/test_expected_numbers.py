@@ -7,6 +7,7 @@ import pytest
 
 from part_0.cli import InputError
 from part_0.expected_numbers import load_bands, measured, widen
+from part_0.gallery import show_number
 from tests.repository import PARTS, ROOT, module_of
 
 BANDS = load_bands(ROOT)
@@ -45,11 +46,15 @@ def test_a_band_follows_from_at_least_three_seeds_by_the_rule(band):
 
 
 @pytest.mark.parametrize("band", BANDS, ids=lambda band: f"part_{band.part} {band.metric}")
-def test_a_band_names_a_script_and_a_lesson_that_exist_and_its_page_tells_the_seeds(band):
+def test_a_band_names_a_script_and_a_lesson_that_exist_and_its_page_tells_seeds_band_and_meaning(band):
     script = ROOT / band.command.split()[1]
     assert script.is_file() and script.parent.name == f"part_{band.part}"
     page = (ROOT / f"part_{band.part}" / "README.md").read_text(encoding="utf-8")
     assert re.search(rf"^## {re.escape(band.lesson)} ", page, re.M)
+    [row] = [line for line in page.splitlines() if line.startswith(f"| {band.label} ")]
+    cells = [", ".join(map(show_number, band.seeds)), f"{show_number(band.low)} to {show_number(band.high)}", band.below,
+             band.above]
+    assert row.strip("| ").split(" | ")[1:] == cells
     if band.source.startswith("runs/"):
         assert module_of(script).Config().out == str(ROOT / f"part_{band.part}" / band.source)
 
