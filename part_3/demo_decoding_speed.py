@@ -28,8 +28,8 @@ from part_3.modern_gpt import CACHES, ModernGPT
 
 @dataclass(frozen=True)
 class Config(demo_kv_cache.Config):
-    n_new: int = option(128, "tokens to write")
-    n_rounds: int = option(7, "rounds in which every variant has its turn")
+    n_new: int = option(64, "tokens to write")
+    n_rounds: int = option(5, "rounds in which every variant has its turn")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = demo_kv_cache.Config.QUICK | dict(n_rounds=1)
 

@@ -38,7 +38,7 @@ class Config:
     vocab_size: int = option(4096, "vocabulary")
     batch_size: int = option(16, "prompts of the larger batch; the smaller one is a single prompt")
     n_prompt: int = option(16, "tokens of a prompt")
-    n_new: int = option(512, "tokens to write")
+    n_new: int = option(320, "tokens to write")
     window: int = option(128, "window of the ring")
     sinks: int = option(4, "sinks in front of the ring")
     threads: int = option(1, "CPU threads")
@@ -99,8 +99,8 @@ def main(config):
             tqdm.write(f"batch {B:2d}   no cache {B / mean_seconds:7.0f} tokens/s")
             bar.update()
             for cache, model in models.items():
-                # Of three runs the fastest of each step: whatever else the machine does can only make one slower.
-                times = [min(step) for step in zip(*(decode_times(model, prompts, config, cache) for _ in range(3)))]
+                # Of two runs the faster of each step: whatever else the machine does can only make one slower.
+                times = [min(step) for step in zip(*(decode_times(model, prompts, config, cache) for _ in range(2)))]
                 width = max(1, len(times) // 16)  # tokens for one point
                 points = [1000 * median(times[i:i + width]) for i in range(0, len(times) - width + 1, width)]
                 ax.semilogy([config.n_prompt + (i + 0.5) * width for i in range(len(points))], points, color=COLORS[cache],

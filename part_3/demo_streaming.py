@@ -1,6 +1,6 @@
 """Lesson 3.6 - can a model read on for ever with a cache that does not grow?
 
-Streams text of twenty times the trained length through the model of part_3/train.py, and measures the loss along the way
+Streams text of twelve times the trained length through the model of part_3/train.py, and measures the loss along the way
 with (a) a full cache, (b) a window, (c) a window with four sinks, both with positions in the cache, (d) the window
 recomputed for every token. What to see: (a) breaks down soon after the trained length; (c) and (d) go on as if nothing had
 happened. How much (b) loses depends on how much attention the first tokens get: demo_attention_sinks.py looks at that.
@@ -26,7 +26,7 @@ from part_3.train import RUNS
 @dataclass(frozen=True)
 class Config:
     checkpoint: str = option(str(RUNS / "train" / "best.pt"), "a checkpoint of part_3/train.py, trained without a window")
-    factor: int = option(20, "length of the stream, in trained lengths")
+    factor: int = option(12, "length of the stream, in trained lengths")
     sinks: int = option(4, "sinks of variant (c); its window is shorter by that many")
     n_streams: int = option(8, "streams side by side, from different places of the validation text")
     stride: int = option(4, "the losses of every stride-th token are compared: (d) is slow")

@@ -29,7 +29,7 @@ class ComparisonConfig:
     """The flags that the comparisons of this part share."""
 
     data: str = option("python-docs", DATA_HELP)
-    steps: int = option(300, "optimizer steps of each run")
+    steps: int = option(150, "optimizer steps of each run")
     batch_size: int = option(16, "windows a step")
     block_size: int = option(64, "context length in tokens")
     n_layer: int = option(3, "Transformer blocks")
@@ -87,7 +87,7 @@ def step_time_ratios(runs, others):
     return [median(mine / other for mine, other in zip(*pair)) for pair in zip(runs.seconds, others.seconds)]
 
 
-def compare(config, variants, observe=None, n_evals=20, auxiliary_loss=None, after_update=None):
+def compare(config, variants, observe=None, n_evals=10, auxiliary_loss=None, after_update=None):
     """Train every variant from every seed.
 
     config: a ComparisonConfig; variants: name to the arguments of `config.build_model`; observe: called with the model after

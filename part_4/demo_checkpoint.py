@@ -33,9 +33,9 @@ KILLED = 1 if sys.platform == "win32" else -9  # the exit code of a process that
 @dataclass(frozen=True)
 class Config:
     data: str = option("python-docs", DATA_HELP)
-    n_kills: int = option(4, "how often the run is killed")
-    n_saves: int = option(2, "how many of these kills come in the middle of a save")
-    steps: int = option(120, "optimizer steps of the run")
+    n_kills: int = option(2, "how often the run is killed")
+    n_saves: int = option(1, "how many of these kills come in the middle of a save")
+    steps: int = option(60, "optimizer steps of the run")
     seed: int = option(1, "seed of the moments of the kills")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(n_kills=2, n_saves=1, steps=30)

@@ -28,7 +28,7 @@ TRAINER = str(Path(__file__).resolve().parent / "train.py")
 class Config:
     data: str = option("python-docs", DATA_HELP)
     n_process: int = option(2, "processes of the parallel runs")
-    steps: int = option(60, "optimizer steps")
+    steps: int = option(25, "optimizer steps")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(steps=5)
 

@@ -28,7 +28,7 @@ STYLES = {"fp32": dict(color=BLUE), "bf16": dict(color=ORANGE, linestyle="--"), 
 class Config:
     batch_size: int = option(32, "windows in the whole batch, a power of two")
     block_size: int = option(128, "context length in tokens")
-    n_layer: int = option(4, "Transformer blocks")
+    n_layer: int = option(2, "Transformer blocks")
     n_head: int = option(4, "attention heads")
     d_model: int = option(128, "model width")
     n_rounds: int = option(5, "measurements of each combination, taken in turn")

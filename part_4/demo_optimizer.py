@@ -31,7 +31,7 @@ STYLES = {"SGD": dict(color=GREEN, linestyle=":"), "AdamW": dict(color=ORANGE), 
 
 @dataclass(frozen=True)
 class Config(ComparisonConfig):
-    steps: int = option(160, "optimizer steps of each run")
+    steps: int = option(80, "optimizer steps of each run")
     lr: float = option(4e-3, "AdamW's highest learning rate")
     muon_lr: float = option(1.6e-2, "Muon's")
     sgd_lr: float = option(0.2, "SGD's, with momentum 0.9")
@@ -55,7 +55,7 @@ def train(config, seed, tokens, device, dtype):
     val_batch = [part.to(device) for part in get_batch(tokens[1], 64, config.block_size, torch.Generator().manual_seed(0))]
     batches = torch.Generator().manual_seed(seed)
     for step in tqdm(range(config.steps + 1), desc=f"seed {seed}", unit="step", disable=None):
-        if step % max(1, config.steps // 20) == 0:
+        if step % max(1, config.steps // 10) == 0:
             steps.append(step)
             for name, (losses, _) in runs.items():
                 losses.append(windows_loss(models[name], *val_batch, dtype))

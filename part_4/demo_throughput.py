@@ -30,7 +30,7 @@ class Config:
     batch_size: int = option(16, "windows a step")
     block_size: int = option(256, "context length in tokens")
     n_micro: int = option(1, "micro-batches a step")
-    n_steps: int = option(3, "steps to measure, of which the fastest counts")
+    n_steps: int = option(2, "steps to measure, after one that warms up; the faster counts")
     seed: int = option(1, "seed of weights and tokens")
     device: str = option("auto", "where to run", DEVICES)
     quick: bool = option(False, QUICK_HELP)
@@ -60,7 +60,7 @@ def profile_training(dtype, device, config, longest_short=attention.SHORT):
             optimizer.step()
 
     with patch.object(attention, "SHORT", longest_short):
-        groups = by_category(profile_step(step, device, config.n_steps, warmup=2))
+        groups = by_category(profile_step(step, device, config.n_steps, warmup=1))
     products = groups["matrix products"]
     groups["attention"] += [row for row in products if "bmm" in row.name]  # one product a head: only attention has those
     groups["matrix products"] = [row for row in products if "bmm" not in row.name]
@@ -76,7 +76,7 @@ def main(config):
     rows = [(name, DTYPES[name], attention.SHORT) for name in names]
     if device.type == "cpu" and "bf16" in names:
         rows.insert(-1, ("bf16, fused attention", torch.bfloat16, 0))
-    peaks = {name: matmul_peak(DTYPES[name], device) * 1e9 for name in names}
+    peaks = {name: matmul_peak(DTYPES[name], device, 0.1) * 1e9 for name in names}
     for row, (name, dtype, longest_short) in enumerate(rows):
         spent, flops = profile_training(dtype, device, config, longest_short)
         peak = peaks[name.split(",")[0]]

@@ -26,7 +26,7 @@ STYLES = ((BLACK, ":"), (ORANGE, "-."), (BLUE, "-"), (GREEN, "--"))
 
 @dataclass(frozen=True)
 class Config(ExpertComparisonConfig):
-    steps: int = option(200, "optimizer steps of each run")
+    steps: int = option(120, "optimizer steps of each run")
     capacity_factor: float = option(1.25, "an expert takes this times its even share, and drops the rest")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(steps=4, batch_size=2, block_size=16, d_model=16, n_seed=2)
@@ -43,7 +43,7 @@ def main(config):
         loads[model].append(moe_layers(model)[-1].load.numpy(force=True))
         figures[model].append(after_update(model))
 
-    results = compare(config, VARIANTS, auxiliary_loss=auxiliary_loss, after_update=record)
+    results = compare(config, VARIANTS, auxiliary_loss=auxiliary_loss, after_update=record, n_evals=1)
     fig = plt.figure(figsize=(10.4, 6.5))
     top, bottom = fig.subfigures(2, 1, height_ratios=(3, 4))
     ax_loads = top.subplots(1, len(VARIANTS), sharey=True)

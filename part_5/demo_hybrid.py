@@ -32,7 +32,7 @@ KINDS = {"dense": "#DDDDDD", "experts": BLUE, "both": SKY}
 
 @dataclass(frozen=True)
 class Config(ExpertComparisonConfig):
-    steps: int = option(150, "optimizer steps of each run")
+    steps: int = option(90, "optimizer steps of each run")
     batch_size: int = option(8, "windows a step")
     lr: float = option(2e-3, "highest learning rate")
     n_layer: int = option(4, "Transformer blocks")
@@ -65,7 +65,7 @@ def main(config):
             entropies[model].append([load_entropy(layer.load).item() for layer in layers])
         after_update(model)
 
-    results = compare(config, config.variants(), auxiliary_loss=auxiliary_loss, after_update=record)
+    results = compare(config, config.variants(), auxiliary_loss=auxiliary_loss, after_update=record, n_evals=1)
     fig, (ax_plan, ax_loss, ax_load) = plt.subplots(1, 3, figsize=(12, 4.6), width_ratios=(4, 3, 4))
     for place, (name, runs) in enumerate(results.items()):
         model = runs.models[0]
