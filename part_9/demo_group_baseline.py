@@ -1,9 +1,9 @@
 """Lesson 9.1 - what does a baseline buy, and how many answers does a group need?
 
 In a language of 31 answers the policy gradient is known. Prompts differ in how good their answers are, and in which is
-best; a batch has 64 answers, k to each of 64 / k prompts. What to see: the mean of a group does nearly what an exact value
+best; a batch has 64 answers, G to each of 64 / G prompts. What to see: the mean of a group does nearly what an exact value
 for each prompt would do, where one mean for the whole batch leaves the prompts' levels in as noise; it shortens the gradient
-to (k - 1) / k and turns it nowhere. Right: what reading each prompt once saves, timed with the fine-tuned model.
+to (G - 1) / G and turns it nowhere. Right: what reading each prompt once saves, timed with the fine-tuned model.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
@@ -33,8 +33,8 @@ class Config:
     n_answers: int = option(64, "answers of a batch; a power of 2")
     level: float = option(2.0, "spread of the prompts' mean rewards, around 1; within a prompt it is 1")
     n_prompts: int = option(64, "prompts there are")
-    n_batches: int = option(3000, "batches drawn for each k")
-    n_enumerated: int = option(4, "k up to which all groups are listed")
+    n_batches: int = option(3000, "batches drawn for each G")
+    n_enumerated: int = option(4, "G up to which all groups are listed")
     n_timed: int = option(8, "prompts that are timed")
     n_samples: int = option(8, "answers to each of them")
     n_new: int = option(16, "tokens of an answer")
@@ -54,17 +54,17 @@ class Config:
                              "least 16")
 
 
-def gradient_errors(p, scores, tables, k, config):
+def gradient_errors(p, scores, tables, G, config):
     """Spread of a batch's gradient over the length of its mean, for each of BASELINES.
 
     p: (N,) probabilities of the answers; scores: (N, W), the gradients of their logarithms; tables: (P, N) rewards.
     """
     n, batches = config.n_answers, config.n_batches
-    prompts = torch.randint(len(tables), (batches, n // k)).repeat_interleave(k, 1)  # (batches, n)
+    prompts = torch.randint(len(tables), (batches, n // G)).repeat_interleave(G, 1)  # (batches, n)
     rows = torch.multinomial(p, batches * n, replacement=True).view(batches, n)
     rewards = tables[prompts, rows]
     advantages = {"none": (rewards, 1.0), "batch's mean": (rewards - rewards.mean(1, keepdim=True), (n - 1) / n),
-                  "group's mean": (group_advantages(rewards.flatten(), k, normalise=False).view(batches, n), (k - 1) / k),
+                  "group's mean": (group_advantages(rewards.flatten(), G, normalise=False).view(batches, n), (G - 1) / G),
                   "exact value": (rewards - (tables @ p)[prompts], 1.0)}  # and how much of the gradient is left on average
     exact, errors = (tables * p).mean(0) @ scores, []
     for own, share in advantages.values():
@@ -74,12 +74,12 @@ def gradient_errors(p, scores, tables, k, config):
     return errors
 
 
-def enumerated_share(p, scores, rewards, k):
-    """The expected gradient of a group of k, over all groups there are: its part along the exact one, in that one's
+def enumerated_share(p, scores, rewards, G):
+    """The expected gradient of a group of G, over all groups there are: its part along the exact one, in that one's
     lengths, and the length of the rest. rewards: (N,) of one prompt."""
-    groups = torch.cartesian_prod(*[torch.arange(len(p))] * k)  # (N^k, k)
-    advantages = group_advantages(rewards[groups].flatten(), k, normalise=False)
-    weights = (p[groups].prod(1, keepdim=True) / k * advantages.view(groups.shape)).flatten()
+    groups = torch.cartesian_prod(*[torch.arange(len(p))] * G)  # (N^G, G)
+    advantages = group_advantages(rewards[groups].flatten(), G, normalise=False)
+    weights = (p[groups].prod(1, keepdim=True) / G * advantages.view(groups.shape)).flatten()
     found, exact = torch.zeros_like(p).index_add(0, groups.flatten(), weights) @ scores, (p * rewards) @ scores
     share = found @ exact / (exact @ exact)
     return share.item(), ((found - share * exact).norm() / exact.norm()).item()
@@ -108,26 +108,26 @@ def main(config):
     tables = torch.randn(config.n_prompts, len(p)).double() + 1 + config.level * torch.randn(config.n_prompts, 1)
 
     fig, (ax_error, ax_share, ax_time) = plt.subplots(1, 3, figsize=(13, 4.8))
-    ks = [2**i for i in range(1, config.n_answers.bit_length())]
-    errors = np.array([gradient_errors(p, scores, tables, k, config) for k in ks])
-    print(f"spread of the gradient of {config.n_answers} answers, over the length of its mean; k answers to a prompt\n"
-          f"{'k':>4s}" + "".join(f"{name:>14s}" for name in BASELINES))
-    for k, own in zip(ks, errors):
-        print(f"{k:4d}" + "".join(f"{x:14.2f}" for x in own))
+    sizes = [2**i for i in range(1, config.n_answers.bit_length())]
+    errors = np.array([gradient_errors(p, scores, tables, G, config) for G in sizes])
+    print(f"spread of the gradient of {config.n_answers} answers, over the length of its mean; G answers to a prompt\n"
+          f"{'G':>4s}" + "".join(f"{name:>14s}" for name in BASELINES))
+    for G, own in zip(sizes, errors):
+        print(f"{G:4d}" + "".join(f"{x:14.2f}" for x in own))
     for own, (name, (color, line)) in zip(errors.T, BASELINES.items()):
-        ax_error.plot(ks, own, color=color, linestyle=line, marker="o", label=name)
-    ax_error.set(xlabel="answers to a prompt, k", ylabel="spread / length of the mean", xscale="log", ylim=(0, None),
-                 title=f"gradient of {config.n_answers} answers", xticks=ks, xticklabels=ks)
+        ax_error.plot(sizes, own, color=color, linestyle=line, marker="o", label=name)
+    ax_error.set(xlabel="answers to a prompt, G", ylabel="spread / length of the mean", xscale="log", ylim=(0, None),
+                 title=f"gradient of {config.n_answers} answers", xticks=sizes, xticklabels=sizes)
     ax_error.minorticks_off()
     ax_error.legend(title="baseline")
 
     wide = np.linspace(1, 16, 100)
-    ax_share.plot(wide, (wide - 1) / wide, color=BLACK, linestyle="--", label="(k - 1) / k")
-    for k in range(2, config.n_enumerated + 1):
-        share, rest = enumerated_share(p, scores, tables[0], k)
-        ax_share.plot(k, share, "o", color=BLUE, label="all groups listed" if k == 2 else None)
-        print(f"all {len(p)**k:,} groups of {k}: {share:.4f} of the exact gradient, {rest:.0e} across it")
-    ax_share.set(xlabel="answers to a prompt, k", ylabel="share of the exact gradient", ylim=(0, 1),
+    ax_share.plot(wide, (wide - 1) / wide, color=BLACK, linestyle="--", label="(G - 1) / G")
+    for G in range(2, config.n_enumerated + 1):
+        share, rest = enumerated_share(p, scores, tables[0], G)
+        ax_share.plot(G, share, "o", color=BLUE, label="all groups listed" if G == 2 else None)
+        print(f"all {len(p)**G:,} groups of {G}: {share:.4f} of the exact gradient, {rest:.0e} across it")
+    ax_share.set(xlabel="answers to a prompt, G", ylabel="share of the exact gradient", ylim=(0, 1),
                  title="mean with the group's baseline", xticks=(2, 3, 4, 8, 16))
     ax_share.legend(loc="lower right")
 
@@ -145,10 +145,10 @@ def main(config):
     ax_time.legend()
     print(save_figure(
         fig, figure_path(__file__, "group_baseline", config.quick), title="A group's mean as the baseline",
-        caption=f"Left: batches of {config.n_answers} answers in a language of {len(p)}, k to a prompt, whose mean rewards "
+        caption=f"Left: batches of {config.n_answers} answers in a language of {len(p)}, G to a prompt, whose mean rewards "
                 f"differ by {config.level:g} and single rewards by 1 (standard deviations): spread of the gradient over the "
-                f"length of its mean, {config.n_batches:,} batches for each k. Middle: the mean over all groups there are, "
-                f"beside (k - 1) / k. Right: seconds for {config.n_timed * config.n_samples} answers of {config.n_new} "
+                f"length of its mean, {config.n_batches:,} batches for each G. Middle: the mean over all groups there are, "
+                f"beside (G - 1) / G. Right: seconds for {config.n_timed * config.n_samples} answers of {config.n_new} "
                 f"tokens; prompts of {lengths[-1]} tokens, read for each answer, take {ratios[-1]:.1f} times as long "
                 f"(medians of {config.n_rounds}).",
         command=command_line(__file__, config)))

@@ -127,8 +127,8 @@ def main(config):
                              f"{sizes.block_size} positions")
     experience, group, after = take_steps(model, stages, prompts, ppo, grpo)
     columns = choice_columns(experience, group, *after, ppo, grpo)
-    k, mask, scores = config.group_size, experience.rollout.mask, experience.scores
-    shown = 0 if config.prompt is not None else as_groups(scores, k).std(1).argmax().item()
+    G, mask, scores = config.group_size, experience.rollout.mask, experience.scores
+    shown = 0 if config.prompt is not None else as_groups(scores, G).std(1).argmax().item()
 
     cut = [columns[name][mask].float().mean().item() for name in ("clip ppo", "clip grpo")]
     print(f"policy and critic: {path}\nthe step: {config.epochs} epochs at lr {config.lr:g} of {len(scores)} answers to "
@@ -136,12 +136,12 @@ def main(config):
     for name, (lesson, meaning) in COLUMNS.items():
         print(f"{name:>8s}  {lesson}  {meaning}")
     prompt, answers = prompts[shown], experience.rollout.answers()
-    learnt = loss_mask(prompt.ids, answers[shown * k])[:len(prompt.ids)]
+    learnt = loss_mask(prompt.ids, answers[shown * G])[:len(prompt.ids)]
     print("", *table_lines(prompt.ids, token_names(prompt.ids, tokenizer), learnt, {}), sep="\n")
-    rows = range(shown * k, shown * k + k)
+    rows = range(shown * G, shown * G + G)
     for row in rows:
         own = {name: column[row][mask[row]] for name, column in columns.items()}
-        print(f"\nanswer {row - rows[0] + 1} of {k}: {decode_answer(answers[row], tokenizer)!r}, score {scores[row]:.3f}")
+        print(f"\nanswer {row - rows[0] + 1} of {G}: {decode_answer(answers[row], tokenizer)!r}, score {scores[row]:.3f}")
         print(*table_lines(answers[row], token_names(answers[row], tokenizer),
                            loss_mask(prompt.ids, answers[row])[len(prompt.ids):], own), sep="\n")
 
@@ -159,7 +159,7 @@ def main(config):
     print(save_figure(
         fig, figure_path(__file__, "token_ledger", config.quick),
         title=f"Token by token: {textwrap.shorten(prompt.messages[-1]['content'], 60)}",
-        caption=f"Two of {k} answers to one prompt, whose own tokens (shaded) have no loss. From above: log-probabilities "
+        caption=f"Two of {G} answers to one prompt, whose own tokens (shaded) have no loss. From above: log-probabilities "
                 "of the policy that answered, one of PPO's, and of the fine-tuned model; the KL as PPO (k1) and GRPO (k3) "
                 "estimate it; PPO's whitened reward, the score at the last token and the price of the KL at each, with the "
                 "critic's value; both advantages, GRPO's the same for all tokens; the probability after one step of each "

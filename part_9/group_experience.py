@@ -1,6 +1,6 @@
-"""Lesson 9.1 - groups of answers: k to each prompt from one pass over it, and what is known of them before learning.
+"""Lesson 9.1 - groups of answers: G to each prompt from one pass over it, and what is known of them before learning.
 
-    prompts  ->  k answers each  ->  rewards  ->  advantages within each group  ->  log pi_old, log pi_ref
+    prompts  ->  G answers each  ->  rewards  ->  advantages within each group  ->  log pi_old, log pi_ref
 
 Groups whose answers are all scored alike teach nothing; with dynamic sampling (Yu et al. 2025, "DAPO", section 3.2) other
 prompts are asked in their place. Processes share the prompts out, and then each knows all answers. Spread is that of the
@@ -24,7 +24,7 @@ from part_9.grpo_loss import overlong_penalty
 
 
 class Groups(NamedTuple):
-    """Answers and their rewards, the k to a prompt side by side. prompts: list of B Prompt; answers: list of B lists of ids;
+    """Answers and their rewards, the G to a prompt side by side. prompts: list of B Prompt; answers: list of B lists of ids;
     scores: (B,) fp32 on the CPU; n_asked, n_spread: groups that were asked for, and those of them whose rewards differ;
     n_lost: answers of groups that were left out, as a reward was no number; asked_scores: all rewards of the others, also of
     groups that were not kept."""
@@ -55,8 +55,8 @@ class GroupExperience(NamedTuple):
         return GroupExperience(self.rollout.select(rows), *(part[rows] for part in self[1:]))
 
 
-def ask(policy, prompts, k, n_new, stop_ids, temperature, seed, chunk, process):
-    """k answers to each prompt, side by side: a list of lists of ids, the same in all processes.
+def ask(policy, prompts, G, n_new, stop_ids, temperature, seed, chunk, process):
+    """G answers to each prompt, side by side: a list of lists of ids, the same in all processes.
 
     prompts: list of Prompt; seed: list of int; chunk: prompts asked at a time, each chunk with random numbers of its own, so
     that with one `chunk` answers do not depend on the number of processes.
@@ -66,7 +66,7 @@ def ask(policy, prompts, k, n_new, stop_ids, temperature, seed, chunk, process):
         if number % process.world_size == process.rank:
             generator = torch.Generator(device).manual_seed(int(np.random.default_rng([*seed, number]).integers(2**63)))
             rollout = collect(policy, [prompt.ids for prompt in prompts[start:start + chunk]], n_new, stop_ids, temperature,
-                              generator=generator, n_samples=k)
+                              generator=generator, n_samples=G)
             own.append((number, rollout.answers()))
     return [answer for _, answers in sorted(sum(gather(own), [])) for answer in answers]
 
@@ -93,35 +93,35 @@ def shared_out(function, n, process):
 def gather_groups(policy, stages, reward, config, step, process):
     """The Groups of a step; they depend on weights, flags and step alone. reward: a `Reward`. With config.resample only
     groups with spread are kept, and others asked in place of the rest, up to so many times."""
-    k, end = config.group_size, stages.stop_ids[0]
-    n_groups, rounds = config.batch_size // k, 1 + config.resample
-    chunk = (config.rollout_size or config.batch_size // process.world_size) // k
+    G, end = config.group_size, stages.stop_ids[0]
+    n_groups, rounds = config.batch_size // G, 1 + config.resample
+    chunk = (config.rollout_size or config.batch_size // process.world_size) // G
     lengths = [len(prompt.ids) for prompt in stages.prompts]
     groups = Groups([], [], torch.empty(0), 0, 0, 0)
     for attempt in range(rounds):
-        missing = n_groups - len(groups.prompts) // k
+        missing = n_groups - len(groups.prompts) // G
         if not missing:
             break
         drawn = draw_batch("uniform", lengths, lengths, config.seed, step * rounds + attempt, config.steps * rounds,
                            n_groups)
         asked = [stages.prompts[i] for i in drawn[:missing]]
-        answers = ask(policy, asked, k, config.block_size, stages.stop_ids, config.temperature,
+        answers = ask(policy, asked, G, config.block_size, stages.stop_ids, config.temperature,
                       [config.seed % 2**64, step, attempt], chunk, process)
-        prompts = [prompt for prompt in asked for _ in range(k)]
+        prompts = [prompt for prompt in asked for _ in range(G)]
 
         def judge(rows, prompts=prompts, answers=answers):
             rollout = as_rollout([prompt.ids for prompt in prompts[rows]], answers[rows], end)
             return [reward(prompts[rows], rollout.to(policy.head.weight.device))]
 
         [scores] = shared_out(judge, len(answers), process)
-        usable = as_groups(scores, k).isfinite().all(1)
-        spread = has_spread(scores, k) & usable
-        kept = ((spread if config.resample else usable)[:, None].expand(-1, k).flatten()).tolist()
+        usable = as_groups(scores, G).isfinite().all(1)
+        spread = has_spread(scores, G) & usable
+        kept = ((spread if config.resample else usable)[:, None].expand(-1, G).flatten()).tolist()
         groups = Groups(groups.prompts + [prompt for prompt, is_kept in zip(prompts, kept) if is_kept],
                         groups.answers + [answer for answer, is_kept in zip(answers, kept) if is_kept],
                         torch.cat([groups.scores, scores[torch.tensor(kept)]]), groups.n_asked + missing,
-                        groups.n_spread + int(spread.sum()), groups.n_lost + int((~usable).sum()) * k,
-                        torch.cat([groups.asked_scores, as_groups(scores, k)[usable].flatten()]))
+                        groups.n_spread + int(spread.sum()), groups.n_lost + int((~usable).sum()) * G,
+                        torch.cat([groups.asked_scores, as_groups(scores, G)[usable].flatten()]))
     return groups
 
 

@@ -37,7 +37,7 @@ class Config:
     out: str = option(str(RUNS / "grpo"), "the run directory")
     steps: int = option(40, "steps: a batch of answers, and what is learnt from it")
     batch_size: int = option(128, "answers a step")
-    group_size: int = option(8, "answers to each prompt, k")
+    group_size: int = option(8, "answers to each prompt, G")
     block_size: int = option(40, "most tokens of an answer, the end token with them")
     rollout_size: int | None = option(None, "answers sampled at a time, with random numbers of their own; a process's "
                                             "share if left out")

@@ -55,15 +55,15 @@ def take_steps(model, stages, prompts, ppo, grpo):
     model: ActorCritic, which PPO trains; stages: Stages; prompts: list of Prompt; ppo, grpo: the trainers' flags. Returns
     the Experience, the GroupExperience, and the log-probabilities (B, T - 1) after each one's updates.
     """
-    device, k = stages.reference.head.weight.device, grpo.group_size
+    device, G = stages.reference.head.weight.device, grpo.group_size
     generator = torch.Generator(device).manual_seed(ppo.seed % 2**63)
     rollout = collect(model.policy, [prompt.ids for prompt in prompts], ppo.block_size, stages.stop_ids,
-                      generator=generator, n_samples=k)
+                      generator=generator, n_samples=G)
     scores = score_rollout(stages.reward_model, rollout, ppo.no_end_penalty)
     experience = make_experience(model, stages.reference, rollout, scores, ppo.beta, ppo.gamma, ppo.lam, ppo.whiten_rewards,
                                  ppo.whiten_advantages)
     policy = copy.deepcopy(model.policy)  # GRPO's, which has no critic
-    groups = Groups([prompt for prompt in prompts for _ in range(k)], rollout.answers(), scores.cpu(), len(prompts), 0, 0)
+    groups = Groups([prompt for prompt in prompts for _ in range(G)], rollout.answers(), scores.cpu(), len(prompts), 0, 0)
     group = make_group_experience(policy, stages.reference, groups, grpo, stages.stop_ids[0], torch.float32, Process())
     optimizers = train_ppo.build_optimizers(model, ppo)
     set_learning_rate(optimizers[:1], ppo.lr)

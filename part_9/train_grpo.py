@@ -6,7 +6,7 @@
     torchrun --nproc_per_node=2 part_9/train_grpo.py --parallel ddp    several processes, each with a share of every batch
     python3 part_9/train_grpo.py --resume auto                         go on where it was stopped or killed
 
-A step: sample prompts -> k answers to each, the prompt read once -> rewards -> advantages within the groups -> some epochs
+A step: sample prompts -> G answers to each, the prompt read once -> rewards -> advantages within the groups -> some epochs
 of shuffled minibatches of the clipped loss, with the KL penalty in it. There is no critic. Rollout, log-probabilities,
 clipping, run directory and figures are Part 8's; spread is the share of groups whose rewards differ, n_answers what was
 learnt from. With --resample score is of all answers that were asked for, all else of those that were kept.
@@ -163,7 +163,7 @@ def train(config, device, dtype, process, policy, stages, reward, resumed, path,
         if ending:
             break
 
-        # 1. The policy answers each prompt k times, and the answers are judged.
+        # 1. The policy answers each prompt G times, and the answers are judged.
         clock = [time.perf_counter()]
         try:
             groups = gather_groups(policy, stages, reward, config, now.step, process)

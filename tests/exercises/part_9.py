@@ -1,11 +1,11 @@
 """Exercises of Part 9. Replace each `raise`; `python3 -m pytest tests/exercises -k part_9` says whether you are right."""
 
 
-def group_advantages(rewards, k):
+def group_advantages(rewards, G):
     """How good is each answer beside the others to the same prompt?
 
-    rewards: (B,), the k answers to a prompt side by side, B a multiple of k. Returns (B,): each reward less its group's
-    mean, divided by the group's standard deviation (over k, not k - 1) plus 0.0001. Answers that are all rewarded alike
+    rewards: (B,), the G answers to a prompt side by side, B a multiple of G. Returns (B,): each reward less its group's
+    mean, divided by the group's standard deviation (over G, not G - 1) plus 0.0001. Answers that are all rewarded alike
     teach nothing: 0. Hint: lessons 9.1 and 9.2.
     """
     raise NotImplementedError("solve me")

@@ -16,18 +16,18 @@ def test_group_advantages(answers):
     few, many = -1 / (math.sqrt(3) + 1e-4), 3 / (math.sqrt(3) + 1e-4)
     near = 1 / 1.0001
     centred = groups - groups.mean(1, keepdim=True)
-    check("group_advantages([3, 1, 1, 3, 0, 0, 0, 4, 5, 5, 5, 5], k=4)", answers.group_advantages(rewards, 4),
+    check("group_advantages([3, 1, 1, 3, 0, 0, 0, 4, 5, 5, 5, 5], G=4)", answers.group_advantages(rewards, 4),
           [near, -near, -near, near, few, few, few, many, 0, 0, 0, 0],
-          {"the standard deviation is over k - 1": (centred / (groups.std(1, keepdim=True) + 1e-4)).flatten(),
+          {"the standard deviation is over G - 1": (centred / (groups.std(1, keepdim=True) + 1e-4)).flatten(),
            "nothing is divided by the spread": centred.flatten(), "it is divided by the variance":
            (centred / (groups.var(1, keepdim=True, correction=0) + 1e-4)).flatten(),
            "mean and spread are those of the batch": (rewards - rewards.mean()) / (rewards.std(correction=0) + 1e-4),
-           "answers k apart are taken for a group": (groups.view(4, 3) - groups.view(4, 3).mean(0)).flatten()
+           "answers G apart are taken for a group": (groups.view(4, 3) - groups.view(4, 3).mean(0)).flatten()
            / (groups.view(4, 3).std(0, correction=0) + 1e-4).repeat(4)})
     torch.manual_seed(0)
     rewards = torch.randn(24)
-    for k in (2, 8):
-        check(f"group_advantages of 24 rewards, k={k}", answers.group_advantages(rewards, k), group_advantages(rewards, k))
+    for G in (2, 8):
+        check(f"group_advantages of 24 rewards, G={G}", answers.group_advantages(rewards, G), group_advantages(rewards, G))
 
 
 def test_k3(answers):

@@ -93,15 +93,15 @@ def written(prompts, answers, scores):
     return Groups(prompts, answers, torch.tensor(scores), 1, 1, 0)
 
 
-def hand_made(stages, seed=0, n_groups=2, k=3):
+def hand_made(stages, seed=0, n_groups=2, G=3):
     """Groups of answers of different lengths, some of which end."""
     rng = np.random.default_rng(seed)
     answers = []
-    for i in range(n_groups * k):
+    for i in range(n_groups * G):
         ids = rng.integers(5, 300, size=int(rng.integers(1, 6))).tolist()
         answers.append(ids + [END_ID] if i % 3 else ids)
-    prompts = [prompt for prompt in stages.prompts[:n_groups] for _ in range(k)]
-    return written(prompts, answers, rng.normal(size=n_groups * k).astype("float32").tolist())
+    prompts = [prompt for prompt in stages.prompts[:n_groups] for _ in range(G)]
+    return written(prompts, answers, rng.normal(size=n_groups * G).astype("float32").tolist())
 
 
 def make(groups, c, seed=0, process=ALONE):
@@ -240,7 +240,7 @@ def test_several_processes_assess_the_same_as_one(n, stages, monkeypatch):
 
 def test_fewer_answers_than_processes_are_judged_and_assessed(stages, monkeypatch):
     # what is left where nearly all groups are lost: two answers, of which some processes get none
-    groups, c = hand_made(stages, n_groups=1, k=2), config(group_size=2)
+    groups, c = hand_made(stages, n_groups=1, G=2), config(group_size=2)
     alone = make(groups, c)
     for experience in in_processes(monkeypatch, 4, lambda process: make(groups, c, process=process)):
         assert torch.allclose(experience.log_probs, alone.log_probs, atol=1e-5)

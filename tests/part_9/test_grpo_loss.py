@@ -177,14 +177,14 @@ def test_the_penalty_near_the_limit_is_what_is_worked_out_by_hand():
 
 # The whole objective in a language of 15 answers, where the best policy is known.
 
-LANGUAGE, BETA, K = ToyLanguage(3, 3), 1.0, 16
+LANGUAGE, BETA, G = ToyLanguage(3, 3), 1.0, 16
 REWARDS = 1.5 * torch.randn(15, generator=torch.Generator().manual_seed(5))
 REFERENCE = TablePolicy(LANGUAGE, 3)
 HOME = REFERENCE.probabilities().detach()
-EFFECTIVE = BETA * K / (K - 1)  # the group's mean shortens the reward's gradient, and not the penalty's
+EFFECTIVE = BETA * G / (G - 1)  # the group's mean shortens the reward's gradient, and not the penalty's
 
 
-def learn(estimator, weighted, by_token, k=K, steps=200, batch=192, seed=0):
+def learn(estimator, weighted, by_token, G=G, steps=200, batch=192, seed=0):
     """The probabilities that GRPO comes to, on policy, its advantages not normalised: (15,). by_token: the penalty of each
     token; else an answer is one choice, with the log-probability of the whole of it."""
     policy, generator = TablePolicy(LANGUAGE), torch.Generator().manual_seed(seed)
@@ -197,7 +197,7 @@ def learn(estimator, weighted, by_token, k=K, steps=200, batch=192, seed=0):
         if not by_token:
             new, ref = (torch.where(mask, x, 0.0).sum(1, keepdim=True) for x in (new, ref))
             mask = torch.ones(batch, 1, dtype=torch.bool)
-        losses, _ = grpo_losses(new, new.detach(), ref, group_advantages(REWARDS[rows], k, False), BETA, estimator, weighted)
+        losses, _ = grpo_losses(new, new.detach(), ref, group_advantages(REWARDS[rows], G, False), BETA, estimator, weighted)
         loss = torch.where(mask, losses * token_weights(mask, "constant", 3), 0.0).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -259,6 +259,6 @@ def test_a_penalty_token_by_token_does_not_see_the_divergence_that_follows():
 
 
 def test_in_groups_of_two_beta_counts_twice():
-    found = learn("k2", False, by_token=False, k=2)
+    found = learn("k2", False, by_token=False, G=2)
     assert total_variation(found, optimum(HOME, REWARDS, 2 * BETA)) <= 0.05
     assert total_variation(found, BEST) > 0.1

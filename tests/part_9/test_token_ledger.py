@@ -17,7 +17,7 @@ from part_9.grpo_config import Config as GRPOConfig
 from part_9.token_ledger import COLUMNS, choice_columns, loss_mask, table_lines, take_steps, token_names
 from tests.part_8.tiny_stages import TOKENIZER, make_reward_model, make_sft, tiny_model
 
-K, N_PROMPTS, N_NEW = 3, 4, 8
+G, N_PROMPTS, N_NEW = 3, 4, 8
 BETA, LAM, CLIP = 0.3, 0.8, 0.1
 
 
@@ -32,10 +32,10 @@ def ledger(tmp_path_factory):
             model.head.weight.mul_(10)
             model.token_embedding.weight.mul_(2)
     shared = dict(sft=str(make_sft(path / "sft.pt", reference)), reward_model=str(make_reward_model(path / "rm.pt")),
-                  batch_size=K * N_PROMPTS, minibatch_size=5, block_size=N_NEW, n_prompts=12, n_tasks=0, epochs=3, lr=0.01,
+                  batch_size=G * N_PROMPTS, minibatch_size=5, block_size=N_NEW, n_prompts=12, n_tasks=0, epochs=3, lr=0.01,
                   min_lr=0.0, device="cpu", clip=CLIP, no_end_penalty=0.5)
     ppo = PPOConfig(**shared, beta=BETA, lam=LAM, kl_stop=0.0, n_held_out=N_PROMPTS)
-    grpo = GRPOConfig(**shared, group_size=K)
+    grpo = GRPOConfig(**shared, group_size=G)
     stages = load_stages(ppo, torch.device("cpu"))
     model = ActorCritic(policy, critic)
     with torch.no_grad():
@@ -58,7 +58,7 @@ def rows(ledger):
     """Of each answer: its number, all its tokens, the place of its first one, and its columns, a list of N each."""
     experience = ledger["experience"]
     for row, answer in enumerate(experience.rollout.answers()):
-        prompt = ledger["stages"].held_out[row // K].ids
+        prompt = ledger["stages"].held_out[row // G].ids
         mask = experience.rollout.mask[row]
         yield row, torch.tensor(prompt + answer), len(prompt), {
             name: column[row][mask].double() for name, column in ledger["columns"].items()}
@@ -123,7 +123,7 @@ def test_ppo_s_advantage_is_the_double_sum_of_its_definition_then_whitened(ledge
 def test_grpo_s_advantage_is_the_distance_from_the_group_s_mean_in_spreads_the_same_for_all_tokens(ledger):
     scores = ledger["experience"].scores.tolist()
     for row, *_, own in rows(ledger):
-        group = scores[row // K * K:row // K * K + K]
+        group = scores[row // G * G:row // G * G + G]
         expected = (scores[row] - statistics.fmean(group)) / (statistics.pstdev(group) + 1e-4)
         assert own["A grpo"].tolist() == pytest.approx([expected] * len(own["A grpo"]), rel=1e-3)
 
@@ -142,7 +142,7 @@ def test_ratios_and_clipping_are_those_of_the_policy_after_the_updates(ledger):
 
 
 def test_experiences_of_different_answers_are_refused(ledger):
-    group = ledger["group"].select(torch.tensor([1, 0, *range(2, K * N_PROMPTS)]))
+    group = ledger["group"].select(torch.tensor([1, 0, *range(2, G * N_PROMPTS)]))
     with pytest.raises(ValueError, match="different answers"):
         choice_columns(ledger["experience"], group, *[ledger["columns"]["log pi"]] * 2, ledger["ppo"], ledger["grpo"])
 

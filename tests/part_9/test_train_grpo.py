@@ -132,13 +132,13 @@ def slow_log_probs(model, prompt, answer, temperature):
 
 def slow_grpo(policy, reference, groups, c):
     """GRPO on one batch by the book, an answer and a token at a time. Returns loss and gradient norm of each update."""
-    k, figures, learnt = c.group_size, [], []
+    G, figures, learnt = c.group_size, [], []
     for answer, score in zip(groups.answers, groups.scores.tolist()):
         over = len(answer) - (c.block_size - c.overlong_margin) if c.overlong == "penalty" else 0
         learnt.append(score - min(max(over / c.overlong_margin, 0.0), 1.0))
     advantages = []
-    for start in range(0, len(learnt), k):
-        own = learnt[start:start + k]
+    for start in range(0, len(learnt), G):
+        own = learnt[start:start + G]
         spread = statistics.pstdev(own) + 1e-4 if c.normalise else 1.0
         advantages += [(one - statistics.fmean(own)) / spread for one in own]
     with torch.no_grad():

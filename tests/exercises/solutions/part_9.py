@@ -3,9 +3,9 @@
 import math
 
 
-def group_advantages(rewards, k):
+def group_advantages(rewards, G):
     """A row a group."""
-    groups = rewards.view(-1, k)
+    groups = rewards.view(-1, G)
     centred = groups - groups.mean(1, keepdim=True)
     return (centred / (groups.std(1, keepdim=True, correction=0) + 1e-4)).flatten()
 
