@@ -16,7 +16,7 @@ def k1_in_the_loss(right):
 
 def whitened_across_groups(right):
     """All answers of the batch are one group."""
-    def group_advantages(rewards, k, normalise=True):
+    def group_advantages(rewards, G, normalise=True):
         return right(rewards, len(rewards), normalise)
     return group_advantages
 

@@ -64,15 +64,15 @@ def penalty(config):
                    for i in range(config.n_seed)]
 
 
-def batches(p, scores, tables, k, config):
-    """Batches of n answers, k to a prompt. p: (N,) probabilities of the answers; scores: (N, W), the gradients of their
+def batches(p, scores, tables, G, config):
+    """Batches of n answers, G to a prompt. p: (N,) probabilities of the answers; scores: (N, W), the gradients of their
     logarithms; tables: (P, N) rewards. Returns each answer's prompt and advantage, (n_rounds, n), and the mean cosine of a
     batch's gradient with the exact one."""
     set_seed(config.seed)
     rounds, n = config.n_rounds, config.n_answers
-    prompts = torch.randint(len(tables), (rounds, n // k)).repeat_interleave(k, 1)
+    prompts = torch.randint(len(tables), (rounds, n // G)).repeat_interleave(G, 1)
     rows = torch.multinomial(p, rounds * n, replacement=True).view(rounds, n)
-    advantages = torch.stack([group_advantages(rewards, k) for rewards in tables[prompts, rows]])
+    advantages = torch.stack([group_advantages(rewards, G) for rewards in tables[prompts, rows]])
     gradients = torch.zeros(rounds, len(p), dtype=p.dtype).scatter_add(1, rows, advantages) @ scores  # (n_rounds, W)
     exact = (tables * p).mean(0) @ scores
     return prompts, advantages, torch.cosine_similarity(gradients, exact[None]).mean().item()
@@ -86,13 +86,13 @@ def main(config):
     p = p.detach()
     levels = config.level * torch.randn(config.n_prompts, 1)
     tables = torch.randn(len(p)).double() + levels  # prompts differ in their level alone, so the exact gradient is one
-    worth, ks = tables @ p, [2**i for i in range(1, config.n_answers.bit_length())]
+    worth, sizes = tables @ p, [2**i for i in range(1, config.n_answers.bit_length())]
     pulls, drawn = [], []
     for is_wrong in (False, True):
         with K1.installed() if is_wrong else nullcontext():
             pulls.append(penalty(config))
         with ACROSS.installed() if is_wrong else nullcontext():
-            drawn.append({k: batches(p, scores, tables, k, config) for k in ks})
+            drawn.append({G: batches(p, scores, tables, G, config) for G in sizes})
 
     fig, (ax_course, ax_prompt, ax_cosine) = plt.subplots(1, 3, figsize=(13, 4.6))
     told, correlations = [], []
@@ -106,7 +106,7 @@ def main(config):
         band(ax_course, range(config.steps + 1), courses, **style)
         order = [i for i in worth.argsort().tolist() if (prompts == i).any()]
         ax_prompt.plot(worth[order], [advantages[prompts == i].mean() for i in order], marker=".", **style)
-        ax_cosine.plot(ks, [cosine for *_, cosine in own.values()], marker="o", **style)
+        ax_cosine.plot(sizes, [cosine for *_, cosine in own.values()], marker="o", **style)
     for bug, texts in zip(BUGS, zip(*told)):
         print(bug.describe(*texts))
     ax_course.set(xlabel="steps of descent", ylabel="KL(pi || ref) (nats)", ylim=(0, None),
@@ -114,7 +114,7 @@ def main(config):
     ax_prompt.set(xlabel="mean reward of a prompt", ylabel="mean advantage of its answers",
                   title="whitened across groups: by prompt")
     ax_cosine.set(xlabel="answers to a prompt, G", ylabel="cosine with the exact gradient", xscale="log", ylim=(0, 1.02),
-                  title=f"... and its gradient, {config.n_answers} answers", xticks=ks, xticklabels=ks)
+                  title=f"... and its gradient, {config.n_answers} answers", xticks=sizes, xticklabels=sizes)
     ax_cosine.minorticks_off()
     for ax in (ax_course, ax_prompt, ax_cosine):
         ax.legend()
