@@ -81,7 +81,7 @@ def test_a_run_directory_holds_all_that_was_promised(base, tmp_path):
     scores = {f"{sampled}exact_match_{when}{family}" for sampled in ("", "sampled_") for when in ("before", "after")
               for family in ("", *(f"_{name}" for name in FAMILIES))}
     assert set(summary) == scores | {"val_loss", "perplexity", "bits_per_byte", "best_val_loss", "steps", "tokens", "params",
-                                     "seconds", "tokens_per_second", "base_val_loss_before", "base_val_loss_after"}
+                                     "seconds", "tokens_per_second", "device", "base_val_loss_before", "base_val_loss_after"}
     lengths = [len(ids) - 1 for ids, _ in encode_conversations(make_tasks("train", 96, 1))[0]]
     drawn = [draw_batch("uniform", lengths, lengths, 1, step, 12, 8) for step in range(12)]
     assert summary["tokens"] == sum(lengths[i] for batch in drawn for i in batch)
