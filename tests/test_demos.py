@@ -12,7 +12,21 @@ from PIL import Image
 
 from tests.repository import PARTS, ROOT, SCRIPTS, WARNINGS_ARE_ERRORS, relative
 
-ONE_A_PART = {path.parent: path for path in SCRIPTS}.values()  # each takes two processes: the others are slow together
+# These take longest with --quick too: they start processes or train several models. The parts' tests cover what they use.
+LONG = {"part_4/demo_checkpoint.py", "part_4/demo_distributed.py", "part_5/demo_expert_parallel.py",
+        "part_6/demo_curriculum.py", "part_7/demo_losses.py", "part_8/demo_ablation.py", "part_8/demo_over_optimisation.py",
+        "part_9/demo_ppo_vs_grpo.py"}
+ONE_A_PART = list({path.parent: path for path in SCRIPTS}.values())  # for what takes two processes a script
+
+
+def is_long(path):
+    """Whether even --quick takes the script longer than others."""
+    return relative(path) in LONG
+
+
+def marked(paths, is_slow):
+    """The scripts as parameters, those that are slow with their mark."""
+    return [pytest.param(path, marks=pytest.mark.slow if is_slow(path) else (), id=relative(path)) for path in paths]
 
 
 def run(*words, cwd):
@@ -20,10 +34,11 @@ def run(*words, cwd):
 
 
 @pytest.fixture(scope="module")
-def quick_runs():
-    """The result of `--quick` of each script from its own folder: a part's demos look at what its trainers have made.
+def quick_runs(request):
+    """The result of `--quick`, from its own folder, of each script that is asked for and of the trainers up to its part.
 
-    Two at a time: the trainers, one after the other, beside the demos of the parts that have been trained."""
+    A part's demos look at what its trainers have made. Two at a time: the trainers, one after the other, beside the demos of
+    the parts that have been trained."""
     def quick(path):
         return path, run(*WARNINGS_ARE_ERRORS, path.name, "--quick", cwd=path.parent)
 
@@ -40,25 +55,27 @@ def quick_runs():
         trained[path.parent].wait()
         return quick(path)
 
-    for path in ROOT.glob("part_[0-9]/out/quick/*.png"):
-        path.unlink()
-    trainers = [path for path in SCRIPTS if path.name.startswith("train")]
+    asked = {item.callspec.params["path"] for item in request.session.items if "quick_runs" in item.fixturenames}
+    for png in ROOT.glob("part_[0-9]/out/quick/*.png"):
+        png.unlink()
+    last = max(path.parent for path in asked)
+    trainers = [path for path in SCRIPTS if path.name.startswith("train") and path.parent <= last]
     results, trained = {}, {part: threading.Event() for part in PARTS}
     with ThreadPoolExecutor(2) as pool:
         training = pool.submit(train)
-        results |= dict(pool.map(demonstrate, [path for path in SCRIPTS if path not in trainers]))
+        results |= dict(pool.map(demonstrate, [path for path in SCRIPTS if path in asked and path not in trainers]))
         training.result()
     return results
 
 
-@pytest.mark.parametrize("path", SCRIPTS, ids=relative)
+@pytest.mark.parametrize("path", marked(SCRIPTS, is_long))
 def test_quick_run_from_its_own_folder_succeeds_without_a_warning(path, quick_runs):
     result = quick_runs[path]
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip(), "a script says what it found"
 
 
-@pytest.mark.parametrize("path", [path for path in SCRIPTS if path.name.startswith("demo_")], ids=relative)
+@pytest.mark.parametrize("path", marked([path for path in SCRIPTS if path.name.startswith("demo_")], is_long))
 def test_a_demo_writes_its_figure_with_title_caption_and_the_command_that_makes_it(path, quick_runs):
     figures = []
     for png in (path.parent / "out" / "quick").glob("*.png"):
@@ -85,8 +102,7 @@ def test_help_explains(path, monkeypatch, capsys):
     assert end.value.code == 0 and says_what_it_is_for(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("path", [path if path in ONE_A_PART else pytest.param(path, marks=pytest.mark.slow)
-                                  for path in SCRIPTS], ids=relative)
+@pytest.mark.parametrize("path", marked(SCRIPTS, lambda path: path not in ONE_A_PART))
 def test_help_explains_from_the_root_and_as_a_module_in_a_process_of_its_own(path):
     module = f"{path.parent.name}.{path.stem}"
     with ThreadPoolExecutor(2) as pool:

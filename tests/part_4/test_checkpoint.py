@@ -488,6 +488,7 @@ def test_a_sigterm_after_a_ctrl_c_does_not_end_at_once():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows ends a process that gets a signal from another one")
 @pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_process_that_gets_a_signal_saves_and_ends_with_the_shell_s_code(text, tmp_path, number, code):

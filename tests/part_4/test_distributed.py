@@ -266,6 +266,7 @@ def workers(pid):
     return [int(child) for child in subprocess.check_output(["pgrep", "-P", str(pid)]).split()]  # macOS
 
 
+@pytest.mark.slow
 @unix_only
 def test_a_killed_process_ends_the_job_and_the_run_can_be_gone_on_with(text, alone, tmp_path):
     out = tmp_path / "run"

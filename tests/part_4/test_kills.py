@@ -92,6 +92,7 @@ def in_the_middle(out):
         return False
 
 
+@pytest.mark.slow
 def test_a_run_killed_again_and_again_ends_bit_for_bit_like_one_that_was_not(tmp_path):
     text = make_text(tmp_path / "text.txt")
     whole, out = tmp_path / "whole", tmp_path / "killed"

@@ -298,6 +298,7 @@ def sharded_run(rank, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_muon_on_a_model_cut_up_between_two_processes_steps_as_on_the_whole(tmp_path):
     torch.multiprocessing.spawn(sharded_run, (tmp_path,), nprocs=2)
     model = tiny_model(bias=False, norm="rmsnorm", d_hidden=9)

@@ -18,7 +18,8 @@ from part_5.hybrid import load_model, moe_layers
 from tests.part_4.test_distributed import environment, torchrun
 from tests.part_4.tiny_run import TINY, make_text, records, start_quickly, without_clock
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="torch for Windows is built without what torchrun needs")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform == "win32",
+                                                   reason="torch for Windows is built without what torchrun needs")]
 LAST_ONES = {"balance_loss", "z_loss"}  # are rank 0's own, of its last micro-batch
 
 # All runs in one start of torchrun: it costs as much as many of them.

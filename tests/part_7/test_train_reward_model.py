@@ -409,7 +409,8 @@ def test_a_run_that_goes_on_judges_no_answers_anew(sft, tmp_path, monkeypatch):
         train_reward_model.main(config(sft, out, resume="yes"))
 
 
-@pytest.mark.parametrize("changes", [{"n_test": 5000}, {"n_stories": 40_000}, {"n_exact": 400_000}])
+@pytest.mark.parametrize("changes", [pytest.param({"n_test": 5000}, marks=pytest.mark.slow),
+                                     pytest.param({"n_stories": 40_000}, marks=pytest.mark.slow), {"n_exact": 400_000}])
 def test_more_prompts_than_there_are_are_refused_before_training(changes, sft, tmp_path):
     with pytest.raises(InputError, match="too many"):
         train_reward_model.main(config(sft, tmp_path / "run", **changes))

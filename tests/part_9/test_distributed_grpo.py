@@ -128,12 +128,14 @@ def assert_same_run(out, alone):
     assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
 
 
+@pytest.mark.slow
 @unix_only
 @pytest.mark.parametrize("name", ["plain", "many", "uneven"])
 def test_two_processes_learn_what_one_does_from_the_same_batch(name, together, alone):
     assert_same_run(together[0] / name, alone / name)
 
 
+@pytest.mark.slow
 @unix_only
 def test_rank_0_alone_writes_and_prints_and_the_other_knows_the_same_numbers(together):
     folder, (first, second), printed = together
@@ -145,6 +147,7 @@ def test_rank_0_alone_writes_and_prints_and_the_other_knows_the_same_numbers(tog
         assert printed.count(f"the run is in {folder / name};") == 1
 
 
+@pytest.mark.slow
 @unix_only
 def test_a_signal_to_one_process_ends_both_with_a_checkpoint_that_one_or_two_go_on_from(together, alone, stages):
     folder, (first, second), printed = together
@@ -160,6 +163,7 @@ def test_a_signal_to_one_process_ends_both_with_a_checkpoint_that_one_or_two_go_
     assert list(map(without_clock, records(folder / "stopped"))) == list(map(without_clock, records(folder / "plain")))
 
 
+@pytest.mark.slow
 @unix_only
 def test_a_reward_function_that_fails_in_one_process_ends_both_in_the_same_line_with_a_checkpoint(together):
     folder, (first, second), _ = together
@@ -169,6 +173,7 @@ def test_a_reward_function_that_fails_in_one_process_ends_both_in_the_same_line_
     assert [record["step"] for record in records(folder / "broken")] == [0]
 
 
+@pytest.mark.slow
 @unix_only
 def test_what_two_processes_saved_is_a_model_like_any_other(together):
     model, _, state = load_model(together[0] / "plain" / "best.pt")
