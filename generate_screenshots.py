@@ -33,7 +33,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 import textwrap
 import threading
@@ -46,6 +45,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from part_0 import up_to_date
+from part_0.child_process import script_process
 from part_0.cli import InputError
 from part_0.expected_numbers import load_bands, measured
 from part_0.gallery import PART_TITLES, RUN, gallery_page, number_cells, part_of, readme, show_number, show_seconds
@@ -269,27 +269,22 @@ def run_child(root, words, log, tick, one_thread=False):
 
     Returns the exit code. The child does not outlive this call, Ctrl-C included; a signal lets a trainer save first.
     """
-    started, environment = time.monotonic(), {**os.environ, "PYTHONIOENCODING": "utf-8"}
-    if one_thread:
-        environment["OMP_NUM_THREADS"] = "1"
-    with open(log, "wb") as output:
-        child = subprocess.Popen([sys.executable, *words], cwd=root, stdin=subprocess.DEVNULL, stdout=output,
-                                 stderr=subprocess.STDOUT, env=environment)
-        try:
-            while True:
-                tick(time.monotonic() - started)
-                try:
-                    return child.wait(timeout=TICK)
-                except subprocess.TimeoutExpired:
-                    pass
-        finally:
-            if child.poll() is None:
-                child.terminate()
-                try:
-                    child.wait(PATIENCE)
-                except subprocess.TimeoutExpired:
-                    child.kill()
-                    child.wait()
+    started = time.monotonic()
+    child = script_process(root, *words, log=log, one_thread=one_thread)
+    child.start()
+    try:
+        while True:
+            tick(time.monotonic() - started)
+            child.join(TICK)
+            if child.exitcode is not None:
+                return child.exitcode
+    finally:
+        if child.exitcode is None:
+            child.terminate()
+            child.join(PATIENCE)
+            if child.exitcode is None:
+                child.kill()
+                child.join()
 
 
 def run_one(root, script, tick, flags=(), quick=False):

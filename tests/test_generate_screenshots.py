@@ -510,23 +510,22 @@ def test_a_damaged_screenshot_is_found_before_the_first_script_runs(tmp_path):
 
 
 def test_ctrl_c_ends_the_running_script_too(tmp_path, monkeypatch, capsys):
-    children, started = [], itertools.count()
+    children, started, make = [], itertools.count(), collector.script_process
 
-    class Child(subprocess.Popen):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            children.append(self)
+    def script_process(*args, **kwargs):
+        children.append(make(*args, **kwargs))
+        return children[-1]
 
     def press(bar, script, expected, left, seconds):
         if next(started) == 1:
             raise KeyboardInterrupt
 
     script(tmp_path, "part_1/demo_heads.py", end="import time; time.sleep(60)")
-    monkeypatch.setattr(subprocess, "Popen", Child)
+    monkeypatch.setattr(collector, "script_process", script_process)
     monkeypatch.setattr(collector, "TICK", 0.2)
     monkeypatch.setattr(collector, "show_tick", press)
     assert collector.main(["--run"], tmp_path) == 130
-    assert [child.poll() is not None for child in children] == [True]
+    assert [child.exitcode is not None for child in children] == [True]
     assert capsys.readouterr().err.splitlines()[-1] == (
         "generate_screenshots.py: stopped by Ctrl-C; the same command goes on from here")
 
