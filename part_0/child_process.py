@@ -37,5 +37,4 @@ def _run(folder, path, flags, log, environment, one_thread):
         if "torch" in sys.modules:
             sys.modules["torch"].set_num_threads(1)
     sys.argv = [path, *flags]
-    sys.path[0] = os.path.dirname(os.path.abspath(path))
     runpy.run_path(os.path.abspath(path), run_name="__main__")

@@ -20,7 +20,7 @@ def square(x):
 
 
 if __name__ == "__main__":
-    print(sys.argv, __name__, __file__, pathlib.Path.cwd(), sys.path[0], repr(sys.stdin.read()), os.environ["COLOUR"])
+    print(sys.argv, __name__, __file__, pathlib.Path.cwd(), repr(sys.stdin.read()), os.environ["COLOUR"])
     print("é ✓", sys.stdout.encoding, sys.stdout.isatty())
     with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         print(list(pool.map(square, [2, 3])))
