@@ -29,13 +29,13 @@ class ComparisonConfig:
     """The flags that the comparisons of this part share."""
 
     data: str = option("python-docs", DATA_HELP)
-    steps: int = option(150, "optimizer steps of each run")
-    batch_size: int = option(16, "windows a step")
+    steps: int = option(300, "optimizer steps of each run")
+    batch_size: int = option(8, "windows a step")
     block_size: int = option(64, "context length in tokens")
-    n_layer: int = option(3, "Transformer blocks")
+    n_layer: int = option(2, "Transformer blocks")
     n_head: int = option(4, "attention heads")
     d_model: int = option(64, "model width")
-    lr: float = option(4e-3, "highest learning rate")
+    lr: float = option(2.5e-3, "highest learning rate")
     n_seed: int = option(3, "seeds, i.e. runs of each variant")
     seed: int = option(1, "the first seed")
     device: str = option("auto", "where to run", DEVICES)

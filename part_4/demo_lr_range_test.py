@@ -25,7 +25,8 @@ from part_4.optimizer import build_optimizers, set_learning_rate
 
 @dataclass(frozen=True)
 class Config(ComparisonConfig):
-    steps: int = option(170, "optimizer steps, one for each learning rate")
+    steps: int = option(300, "optimizer steps, one for each learning rate")
+    batch_size: int = option(16, "windows a step")
     lowest: float = option(1e-5, "the first learning rate")
     lr: float = option(1.0, "the last one")
     smoothing: float = option(0.9, "weight of the past in the running mean of the loss")

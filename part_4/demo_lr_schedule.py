@@ -27,9 +27,9 @@ from part_4.optimizer import OPTIMIZERS, build_optimizers, set_learning_rate
 
 @dataclass(frozen=True)
 class Config(ComparisonConfig):
-    steps: int = option(80, "optimizer steps of each run")
+    steps: int = option(150, "optimizer steps of each run")
     lr: float = option(0.01, "highest learning rate")
-    warmup_steps: int = option(16, "steps of linear warmup, of the runs that have it")
+    warmup_steps: int = option(30, "steps of linear warmup, of the runs that have it")
     schedule: str = option("cosine", "what follows the warmup", tuple(SCHEDULES))
     optimizer: str = option("adamw", "of the runs", OPTIMIZERS)
     quick: bool = option(False, QUICK_HELP)

@@ -31,7 +31,8 @@ STYLES = {"SGD": dict(color=GREEN, linestyle=":"), "AdamW": dict(color=ORANGE), 
 
 @dataclass(frozen=True)
 class Config(ComparisonConfig):
-    steps: int = option(80, "optimizer steps of each run")
+    steps: int = option(160, "optimizer steps of each run")
+    batch_size: int = option(16, "windows a step")
     lr: float = option(4e-3, "AdamW's highest learning rate")
     muon_lr: float = option(1.6e-2, "Muon's")
     sgd_lr: float = option(0.2, "SGD's, with momentum 0.9")

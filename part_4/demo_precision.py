@@ -29,7 +29,7 @@ SMALLEST = 2.0 ** -24
 
 @dataclass(frozen=True)
 class Config(ComparisonConfig):
-    steps: int = option(110, "optimizer steps of each run")
+    steps: int = option(200, "optimizer steps of each run")
     scale: float = option(2.0 ** 16, "the loss scale")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(steps=12, batch_size=2, block_size=16, n_layer=2, d_model=16, n_seed=2)
