@@ -3,8 +3,8 @@
 Takes the model and the measurement of demo_kv_cache.py, and undoes one thing at a time: weights packed for the processor,
 one matrix product for query, key and value (and one for gate and up), preallocated places instead of concatenation, groups
 of queries instead of repeated keys, no mask where nothing is hidden, inference mode. All variants take turns, round by
-round, and the fastest round of each counts. What to see: for one prompt small operations count, for
-sixteen the matrix products and the bytes moved.
+round, and the fastest round of each counts. What to see: packed weights bring most; for one prompt small operations count
+too, and for sixteen, once the texts are long (--n_new 512), the bytes moved.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 

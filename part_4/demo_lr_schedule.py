@@ -2,7 +2,7 @@
 
 Draws the four schedules; then trains a small model at a high learning rate, with and without warmup, from several seeds on
 the same batches. AdamW's first steps follow little more than the sign of each gradient, and a warmup keeps them short. What
-to see: without it the loss falls faster at first and then stays behind; right, whether by more than the seeds differ.
+to see: without it the loss falls faster at first; right, whether it ends higher by more than the seeds differ.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 

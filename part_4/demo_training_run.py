@@ -1,7 +1,7 @@
 """Lesson 4.5 - is this run healthy? The report of a run of part_4/train.py, drawn from its metrics.jsonl.
 
 What to see: where the losses part, the model begins to know the training text by heart; the gradient norm is high at first
-and then calm, and clipping is the exception; a step changes the weights by a hundredth or less, following the learning rate;
+and then calm, and clipping is the exception; a step changes the weights by a few hundredths at most, following the rate;
 tokens a second do not sag; and how much of the machine's fastest matrix product the training uses (MFU).
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
