@@ -7,6 +7,7 @@ need not run again while both are the same.
 """
 
 import ast
+import functools
 import hashlib
 import json
 import platform
@@ -20,21 +21,26 @@ def code_of(root, path):
     found, waiting = set(), [Path(root) / path]
     while waiting:
         file = waiting.pop()
-        if file in found or not file.is_file():
-            continue
-        found.add(file)
-        try:
-            tree = ast.parse(file.read_text(encoding="utf-8"))
-        except SyntaxError:  # running it will tell
-            continue
-        for node in ast.walk(tree):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:  # `from part_3 import train` names a module too
-                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            waiting += [Path(root) / (name.replace(".", "/") + ".py") for name in names if re.match(r"part_\d\.", name)]
+        if file not in found and file.is_file():
+            found.add(file)
+            waiting += [Path(root) / (name.replace(".", "/") + ".py") for name in _read(file.read_bytes())[1]]
     return sorted(found)
+
+
+@functools.lru_cache(maxsize=None)  # most modules are imported by many scripts
+def _read(source):
+    """What a file's bytes say, without comments and layout, and the names of the parts' modules that it imports."""
+    try:
+        tree = ast.parse(source)
+    except (SyntaxError, ValueError):  # running it will tell
+        return repr(source), ()
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:  # `from part_3 import train` names a module too
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return ast.dump(tree), tuple(name for name in names if re.match(r"part_\d\.", name))
 
 
 def hash_of_file(path):
@@ -54,12 +60,7 @@ def fingerprint(root, path, trainers):
     parts = {file.parent.name for file in files}
     seen = [platform.python_version(), torch_version()]
     for file in files:
-        source = file.read_text(encoding="utf-8")
-        try:
-            source = ast.dump(ast.parse(source))
-        except SyntaxError:
-            pass
-        seen += [file.relative_to(root).as_posix(), source]
+        seen += [file.relative_to(root).as_posix(), _read(file.read_bytes())[0]]
     for trainer in trainers:
         if trainer.split("/")[0] in parts and trainer != path:
             seen += [trainer, json.dumps(read_record(root, trainer).get("outputs"))]

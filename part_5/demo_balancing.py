@@ -26,7 +26,7 @@ STYLES = ((BLACK, ":"), (ORANGE, "-."), (BLUE, "-"), (GREEN, "--"))
 
 @dataclass(frozen=True)
 class Config(ExpertComparisonConfig):
-    steps: int = option(120, "optimizer steps of each run")
+    steps: int = option(160, "optimizer steps of each run")
     capacity_factor: float = option(1.25, "an expert takes this times its even share, and drops the rest")
     quick: bool = option(False, QUICK_HELP)
     QUICK: ClassVar[dict] = dict(steps=4, batch_size=2, block_size=16, d_model=16, n_seed=2)
