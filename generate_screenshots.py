@@ -117,12 +117,19 @@ def find_scripts(root):
     return {script.path: script for script in scripts}
 
 
+@functools.lru_cache(maxsize=None)
+def text_chunks(data):
+    """What the PNG in `data` says of itself, {name: text}. Kept, because the chunks stand behind the image, which must be
+    decoded first, and every part's collecting asks for all figures again."""
+    with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+        return {name: image.text.get(name, "").strip() for name in CHUNKS}
+
+
 def read_figure(root, path):
     """The Figure in the PNG at `path`; InputError when it is damaged or does not say what it shows and what drew it."""
     where, data = path.relative_to(root).as_posix(), path.read_bytes()
     try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            chunks = {name: image.text.get(name, "").strip() for name in CHUNKS}
+        chunks = text_chunks(data)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise InputError(f"{where} cannot be read as a PNG; delete it or draw it again") from error
     if not data.endswith(b"IEND\xaeB`\x82"):  # the last chunk of every PNG, which Pillow does not insist on
