@@ -117,7 +117,7 @@ def find_scripts(root):
     return {script.path: script for script in scripts}
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def text_chunks(data):
     """What the PNG in `data` says of itself, {name: text}. Kept, because the chunks stand behind the image, which must be
     decoded first, and every part's collecting asks for all figures again."""

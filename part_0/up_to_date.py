@@ -27,7 +27,7 @@ def code_of(root, path):
     return sorted(found)
 
 
-@functools.lru_cache(maxsize=None)  # most modules are imported by many scripts
+@functools.cache  # most modules are imported by many scripts
 def _read(source):
     """What a file's bytes say, without comments and layout, and the names of the parts' modules that it imports."""
     try:
