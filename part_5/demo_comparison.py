@@ -24,6 +24,7 @@ from part_5.hybrid import after_update, auxiliary_loss
 @dataclass(frozen=True)
 class Config(ExpertComparisonConfig):
     steps: int = option(300, "optimizer steps of each run")
+    batch_size: int = option(16, "windows a step")
     lr: float = option(1e-3, "highest learning rate")
     d_model: int = option(96, "model width")
     d_hidden: int = option(96, "inner width of the small dense model's feed-forward layers; an expert's is this over top_k")

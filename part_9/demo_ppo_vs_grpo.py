@@ -43,7 +43,7 @@ class Config:
     sft: str = option(str(SFT_RUNS / "sft" / "best.pt"), "what all begin as, a checkpoint of part_6/train_sft.py")
     reward_model: str = option(str(REWARD_RUNS / "reward_model" / "best.pt"),
                                "the reward, a checkpoint of part_7/train_reward_model.py")
-    steps: int = option(18, "steps of each run")
+    steps: int = option(22, "steps of each run")
     batch_size: int = option(96, "answers a step")
     n_prompts: int = option(60, "held-out prompts of best-of-n")
     n_samples: int = option(32, "the greatest n")

@@ -32,7 +32,7 @@ class Config:
     sft: str = option(str(SFT_RUNS / "sft" / "best.pt"), "policy and reference, a checkpoint of part_6/train_sft.py")
     family: str = option("where", "the family of tasks", tuple(EXACT))
     n_prompts: int = option(2000, "prompts to learn from")
-    steps: int = option(32, "steps of training")
+    steps: int = option(40, "steps of training")
     n_tasks: int = option(100, "held-out tasks")
     n_samples: int = option(32, "answers to each: twice the greatest k, for a steady estimate")
     window: int = option(10, "steps whose mean is drawn")

@@ -13,10 +13,13 @@ from PIL import Image
 from tests.repository import PARTS, ROOT, SCRIPTS, WARNINGS_ARE_ERRORS, relative
 
 # These take longest with --quick too: they start processes or train several models. The parts' tests cover what they use.
-LONG = {"part_4/demo_checkpoint.py", "part_4/demo_distributed.py", "part_5/demo_expert_parallel.py",
-        "part_6/demo_curriculum.py", "part_7/demo_losses.py", "part_8/demo_ablation.py", "part_8/demo_over_optimisation.py",
-        "part_9/demo_ppo_vs_grpo.py"}
-ONE_A_PART = list({path.parent: path for path in SCRIPTS}.values())  # for what takes two processes a script
+LONG = {"part_4/demo_bugs.py", "part_4/demo_checkpoint.py", "part_4/demo_distributed.py", "part_4/demo_throughput.py",
+        "part_5/demo_expert_parallel.py", "part_5/demo_moe.py", "part_6/demo_curriculum.py",
+        "part_6/demo_masked_loss.py", "part_7/demo_losses.py", "part_7/demo_sanity_checks.py",
+        "part_8/demo_ablation.py", "part_8/demo_over_optimisation.py", "part_8/demo_policy.py",
+        "part_8/demo_ppo_step.py", "part_8/demo_rollout_speed.py", "part_9/demo_grpo_speed.py",
+        "part_9/demo_ppo_vs_grpo.py", "part_9/demo_rlvr.py", "part_9/demo_token_ledger.py"}
+A_FEW = SCRIPTS[::len(SCRIPTS) // 3]  # for what takes two processes a script
 
 
 def is_long(path):
@@ -102,7 +105,7 @@ def test_help_explains(path, monkeypatch, capsys):
     assert end.value.code == 0 and says_what_it_is_for(capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("path", marked(SCRIPTS, lambda path: path not in ONE_A_PART))
+@pytest.mark.parametrize("path", marked(SCRIPTS, lambda path: path not in A_FEW))
 def test_help_explains_from_the_root_and_as_a_module_in_a_process_of_its_own(path):
     module = f"{path.parent.name}.{path.stem}"
     with ThreadPoolExecutor(2) as pool:
