@@ -99,8 +99,8 @@ def floor_seconds(n_weights, config, peak):
 
 
 def main(config):
-    print(describe(CPU))
     with one_thread(), tqdm(total=config.n_seed * config.steps, unit="step", disable=None) as bar:
+        print(describe(CPU))
         runs = [train(config, config.seed + i, bar) for i in range(config.n_seed)]
         peak = product_peak(torch.float32, 0.02 if config.quick else 0.2)
     model = ModernGPT(config.sizes())

@@ -1,5 +1,6 @@
 """A figure file carries its title, caption and command, appears whole or not at all, and needs no display."""
 
+import json
 from pathlib import Path
 
 import matplotlib
@@ -68,6 +69,20 @@ def test_quick_figures_have_a_folder_of_their_own(tmp_path):
     script = tmp_path / "part_3" / "demo.py"
     assert figure_path(script, "rope") == tmp_path / "part_3" / "out" / "rope.png"
     assert figure_path(script, "rope", quick=True) == tmp_path / "part_3" / "out" / "quick" / "rope.png"
+
+
+@pytest.mark.parametrize("folder, said", [("quick", ["quick run"]), ("out", [])])
+def test_a_quick_run_s_figure_says_across_its_face_what_it_is(tmp_path, folder, said):
+    fig, _ = plt.subplots()
+    save_figure(fig, tmp_path / folder / "a.png", **TEXTS)
+    assert [text.get_text() for text in fig.texts if text.get_text() != "Loss"] == said
+
+
+def test_numbers_stay_with_their_figure_and_are_not_made_up(tmp_path):
+    with_numbers, without = (save_figure(plt.figure(), tmp_path / f"{i}.png", **TEXTS, numbers=numbers)
+                             for i, numbers in enumerate([{"mfu": 0.58, "device": "cpu"}, None]))
+    assert json.loads(chunks(with_numbers)["Numbers"]) == {"mfu": 0.58, "device": "cpu"}
+    assert "Numbers" not in chunks(without)
 
 
 def test_no_display_is_needed():
