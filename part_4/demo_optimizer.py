@@ -1,9 +1,9 @@
 """Lesson 4.3 - what does an optimizer that knows matrices gain, by the step and by the second?
 
 Trains the same small model with SGD, AdamW and Muon, from three seeds on the same batches; their steps are taken in turn, so
-that a busy machine slows all alike. Each has about the best learning rate of a few that were tried. What to see: how far
-below the others Muon ends by the step, and whether that is left when its longer steps are counted. Right: why; the singular
-values of one matrix of momentum, and of the step that Muon makes of it.
+that a busy machine slows all alike. Each has about the best learning rate of a few that were tried with three blocks. What to
+see: how far below the others Muon ends by the step, and whether that is left when its longer steps are counted. Right: why;
+the singular values of one matrix of momentum, and of the step that Muon makes of it.
 """
 import pathlib, sys; sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that part_N is found
 
