@@ -13,12 +13,17 @@ from PIL import Image
 from tests.repository import PARTS, ROOT, SCRIPTS, WARNINGS_ARE_ERRORS, relative
 
 # These take longest with --quick too: they start processes or train several models. The parts' tests cover what they use.
-LONG = {"part_4/demo_bugs.py", "part_4/demo_checkpoint.py", "part_4/demo_distributed.py", "part_4/demo_throughput.py",
-        "part_5/demo_expert_parallel.py", "part_5/demo_moe.py", "part_6/demo_curriculum.py",
-        "part_6/demo_masked_loss.py", "part_7/demo_losses.py", "part_7/demo_sanity_checks.py",
-        "part_8/demo_ablation.py", "part_8/demo_over_optimisation.py", "part_8/demo_policy.py",
-        "part_8/demo_ppo_step.py", "part_8/demo_rollout_speed.py", "part_9/demo_grpo_speed.py",
-        "part_9/demo_ppo_vs_grpo.py", "part_9/demo_rlvr.py", "part_9/demo_token_ledger.py"}
+LONG = {"part_2/demo_bugs.py", "part_3/demo_kv_cache.py", "part_4/demo_bugs.py", "part_4/demo_checkpoint.py",
+        "part_4/demo_distributed.py", "part_4/demo_precision.py", "part_4/demo_scaling.py",
+        "part_4/demo_speedrun.py", "part_4/demo_throughput.py", "part_5/demo_balancing.py",
+        "part_5/demo_comparison.py", "part_5/demo_expert_parallel.py", "part_5/demo_moe.py",
+        "part_5/demo_specialisation.py", "part_6/demo_bugs.py", "part_6/demo_curriculum.py",
+        "part_6/demo_evaluation.py", "part_6/demo_masked_loss.py", "part_7/demo_losses.py",
+        "part_7/demo_sanity_checks.py", "part_8/demo_ablation.py", "part_8/demo_bugs.py",
+        "part_8/demo_over_optimisation.py", "part_8/demo_policy.py", "part_8/demo_ppo_loss.py",
+        "part_8/demo_ppo_step.py", "part_8/demo_rewards.py", "part_8/demo_rollout_speed.py",
+        "part_9/demo_grpo_speed.py", "part_9/demo_ppo_vs_grpo.py", "part_9/demo_rlvr.py",
+        "part_9/demo_token_ledger.py"}
 A_FEW = SCRIPTS[::len(SCRIPTS) // 3]  # for what takes two processes a script
 
 
