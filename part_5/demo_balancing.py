@@ -70,7 +70,8 @@ def main(config):
     top.colorbar(image, ax=ax_loads, label="load / even load")
     ax_entropy.set(xlabel="optimizer step", ylabel="entropy / ln E", title="entropy of the load")
     ax_dropped.set(xlabel="optimizer step", ylabel="share of the choices", title="dropped for lack of capacity")
-    ax_dropped.legend(fontsize=9)
+    ax_dropped.set_ylim(0, 1.05)  # room for the legend above the curves
+    ax_dropped.legend(fontsize=9, loc="upper right")
     ax_loss.set(xlabel="nats per byte", title="final validation loss, each seed", ylim=(len(VARIANTS) - 0.5, -0.5))
     path = save_figure(
         fig, figure_path(__file__, "balancing", config.quick), title="A router left alone, and three remedies",

@@ -1,7 +1,8 @@
 """The readers' exercises: `python3 -m pytest tests/exercises -k part_3` checks the answers in tests/exercises/part_3.py.
 
-There each function raises NotImplementedError until a reader has written it: that is the exercise. Nothing else imports these
-files, the default run leaves them out, and tests/test_exercises.py proves that reference answers pass and unwritten ones fail.
+There each function raises NotImplementedError until a reader has written it: that is the exercise. Nothing else imports
+these files, the default run leaves them out, and tests/test_exercises.py proves that reference answers pass and unwritten
+ones fail.
 """
 
 import importlib
